@@ -1,0 +1,119 @@
+"""Reading and writing files so that nothing is lost and nothing unchecked is believed.
+
+Writes go to a temporary file beside the target, are flushed to disk and then renamed over it: after a crash or on a
+full disk the old file is still whole. Reads are capped in size and name the file in every complaint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ..errors import InputError, MissingFile
+
+MAX_JSON_BYTES = 256 * 2**20
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path; on success fsync it and rename it to ``path``, on any error remove it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write ``data`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 2) -> None:
+    """Write ``value`` as JSON, atomically. NaN and infinity are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file of at most ``max_bytes``; raises :class:`InputError` naming file and position."""
+    path = existing(path)
+    if path.stat().st_size > max_bytes:
+        raise InputError("the file is too large to be what it claims", where=path,
+                         expected=f"at most {max_bytes} bytes", found=f"{path.stat().st_size} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError("the file is not valid JSON", where=path, found=str(error),
+                         remedy="restore it from a copy or write it anew") from error
+
+
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write numpy arrays as safetensors, atomically. ``metadata`` must map strings to strings."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    write_bytes(path, save(arrays, dict(metadata)))
+
+
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read a safetensors file: arrays by name, and its metadata. Never reads pickle."""
+    path = existing(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError("the file is not a readable safetensors file", where=path, found=str(error),
+                         remedy="restore it from a copy or write it anew") from error
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(existing(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def existing(path: str | os.PathLike) -> Path:
+    """``path`` as a Path, or :class:`MissingFile`."""
+    path = Path(path)
+    if not path.exists():
+        raise MissingFile("the file does not exist", where=path, remedy="check the path")
+    return path
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; not every file system allows it, and then there is nothing to do."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,45 @@
+"""Which nodes of a circuit matter: reachability over the kept edges, from integers and booleans alone.
+
+Two different questions, often confused (the compiler needs both):
+
+- a sender is *dead* when no path of kept edges leads from it to ``logits``: nothing it computes is seen;
+- a sender is *constant* when no path of kept edges leads from ``input`` to it: it computes the same for every image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .graph import Graph
+
+
+def reaches_logits(graph: Graph, keep: np.ndarray) -> np.ndarray:
+    """[S] bool: senders with a path of kept edges to ``logits``. ``keep`` is [E] bool."""
+    alive = np.zeros(len(graph.sender_nodes), dtype=bool)
+    for reader in reversed(graph.reader_nodes):
+        if reader.kind == "logits" or alive[list(reader.drives)].any():
+            alive[: reader.fan_in] |= keep[reader.edges]
+    return alive
+
+
+def depends_on_input(graph: Graph, keep: np.ndarray) -> np.ndarray:
+    """[S] bool: senders with a path of kept edges from ``input``. ``keep`` is [E] bool."""
+    varies = np.zeros(len(graph.sender_nodes), dtype=bool)
+    varies[0] = True
+    for reader in graph.reader_nodes:
+        if (keep[reader.edges] & varies[: reader.fan_in]).any():
+            varies[list(reader.drives)] = True
+    return varies
+
+
+def prune(graph: Graph, keep: np.ndarray) -> np.ndarray:
+    """[E] bool: the fixpoint prune. A node lives iff it has a live edge in and a live edge out; edges of dead nodes go.
+
+    ``input`` needs no way in, ``logits`` no way out (the rule of the EAP-IG tool's ``Graph.prune``).
+    """
+    live = reaches_logits(graph, keep) & depends_on_input(graph, keep)
+    result = np.zeros_like(keep)
+    for reader in graph.reader_nodes:
+        if reader.kind == "logits" or live[list(reader.drives)].any():
+            result[reader.edges] = keep[reader.edges] & live[: reader.fan_in]
+    return result
