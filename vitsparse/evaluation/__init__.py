@@ -1,0 +1,1 @@
+"""What a model or a circuit is worth: ablation values, metrics, accuracy and latency."""

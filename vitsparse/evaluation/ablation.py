@@ -1,0 +1,158 @@
+"""Ablation: what stands in for the output of a sender on a cut edge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..circuit.files import read_tensors, write_tensors
+from ..circuit.graph import Graph
+from ..errors import InputError
+from ..model.edgewise import check_fits, sender_outputs
+from ..model.vit import ViT
+from .batches import check_batches
+
+FORMAT, VERSION = "vitsparse.ablation", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """The ablation values a_i of a model.
+
+    ``kind`` is ``zero``, ``mean`` or ``counterfactual``; ``values[name]`` is the float32 [T, D] of each sender ``input``,
+    ``a{l}.h{h}``, ``m{l}`` (and of the MLP groups when made with ``graph=``), empty for ``counterfactual``, which has
+    ``corrupt(images, labels) -> images`` instead. ``fingerprint`` is that of the model it was measured on.
+    """
+
+    kind: str
+    values: Mapping[str, Tensor]
+    fingerprint: str
+    corrupt: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+
+    @classmethod
+    def zero(cls, model: ViT, graph: Graph | None = None) -> Ablation:
+        """A cut edge carries nothing: a_i = 0."""
+        shape = (model.config.num_tokens, model.config.embed_dim)
+        names = _names(model, graph)
+        return cls("zero", {name: torch.zeros(shape) for name in names}, fingerprint(model))
+
+    @classmethod
+    def mean(cls, model: ViT, batches: Iterable, graph: Graph | None = None) -> Ablation:
+        """A cut edge carries the mean of s_i over images of the dense run, per token position.
+
+        ``batches`` is a re-iterable of (images, labels); ``graph`` is only needed for its MLP groups. Sums are kept in
+        float64, so that the order of the batches hardly matters.
+        """
+        check_batches(batches)
+        fine = _fine_graph(model, graph)
+        total, count = None, 0
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            for images, _ in batches:
+                outputs = sender_outputs(model, images.to(device), fine).double().sum(1)
+                total = outputs if total is None else total + outputs
+                count += len(images)
+        if total is None:
+            raise InputError("no images to take the mean over", where="batches", expected="at least one batch", found="none")
+        mean = dict(zip(fine.senders, (total / count).float().cpu(), strict=True))
+        if fine.mlp_groups > 1:
+            for layer in range(fine.depth):
+                mean[f"m{layer}"] = sum(mean[f"m{layer}.g{k}"] for k in range(fine.mlp_groups))
+        return cls("mean", mean, fingerprint(model), provenance={"images": count})
+
+    @classmethod
+    def counterfactual(cls, model: ViT, corrupt: Callable[[Tensor, Tensor | None], Tensor]) -> Ablation:
+        """A cut edge carries s_i of ``corrupt(images, labels)``: for analysis only, it cannot be compiled."""
+        return cls("counterfactual", {}, fingerprint(model), corrupt=corrupt)
+
+    def stacked(self, graph: Graph) -> Tensor:
+        """[S, T, D] float32: the values of the senders of ``graph``; attention nodes are the sum of their heads."""
+        if self.corrupt is not None:
+            raise InputError("a counterfactual ablation depends on the image", where="ablation",
+                             expected="zero or mean (the same for every image)", found=self.kind,
+                             remedy="use Ablation.mean(model, batches) where constants are needed")
+        return torch.stack([self._value(node.name, graph, node) for node in graph.sender_nodes])
+
+    def _value(self, name: str, graph: Graph, node: Any) -> Tensor:
+        if name in self.values:
+            return self.values[name]
+        if node.kind == "attn" and f"a{node.layer}.h{graph.heads - 1}" in self.values:
+            return torch.stack([self.values[f"a{node.layer}.h{h}"] for h in range(graph.heads)]).sum(0)
+        raise InputError("the ablation has no value for a sender", where=f"ablation.values[{name!r}]",
+                         expected=f"the senders of {graph!r}", found=f"{len(self.values)} values of kind {self.kind}",
+                         remedy="make it with graph=, e.g. Ablation.mean(model, batches, graph=graph)")
+
+    @property
+    def sha256(self) -> str | None:
+        """Hex digest over names and values, so that a circuit can name its ablation; None for counterfactual."""
+        if self.corrupt is not None:
+            return None
+        digest = hashlib.sha256(self.kind.encode())
+        for name in sorted(self.values):
+            digest.update(name.encode() + self.values[name].contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What ``circuit.json`` says of it: kind and sha256."""
+        return {"kind": self.kind, "sha256": self.sha256}
+
+    def save(self, path: str | Path) -> None:
+        """Write ``ablation.safetensors``, atomically; refuses a counterfactual one, which is code and not values."""
+        if self.corrupt is not None:
+            raise InputError("a counterfactual ablation cannot be saved", where="ablation", found=self.kind)
+        metadata = {"format": FORMAT, "version": str(VERSION), "kind": self.kind, "fingerprint": self.fingerprint}
+        write_tensors(path, {name: value.numpy() for name, value in self.values.items()}, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Ablation:
+        """Read what :meth:`save` wrote; every complaint names the file."""
+        tensors, metadata = read_tensors(path)
+        if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
+            raise InputError("not an ablation file of this version", where=path, expected=f"{FORMAT} version {VERSION}",
+                             found=f"{metadata.get('format')} version {metadata.get('version')}")
+        if metadata.get("kind") not in ("zero", "mean") or "fingerprint" not in metadata:
+            raise InputError("the ablation's metadata is damaged", where=path, expected="kind zero or mean, and a fingerprint",
+                             found=metadata)
+        shapes = {tensor.shape for tensor in tensors.values()}
+        if len(shapes) != 1 or any(t.dtype.name != "float32" or t.ndim != 2 for t in tensors.values()):
+            raise InputError("ablation values must be float32 [T, D], all of one shape", where=path, found=shapes)
+        bad = next((name for name, t in tensors.items() if not torch.isfinite(torch.from_numpy(t)).all()), None)
+        if bad is not None:
+            raise InputError("ablation values must be finite", where=f"{path}: {bad}", found="NaN or infinity")
+        return cls(metadata["kind"], {name: torch.from_numpy(t.copy()) for name, t in tensors.items()},
+                   metadata["fingerprint"])
+
+    def __repr__(self) -> str:
+        return f"Ablation({self.kind}, {len(self.values)} senders, model {self.fingerprint[:12]})"
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Hex sha256 over the names, shapes and bytes of a model's state: tells its weights from others."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(data.shape)}{data.dtype}".encode() + data.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fine_graph(model: ViT, graph: Graph | None) -> Graph:
+    """The graph whose senders an ablation is measured for: single heads, and the groups of ``graph``."""
+    if graph is not None:
+        check_fits(model, graph)
+    return Graph(model.depth, model.num_heads, mlp_groups=graph.mlp_groups if graph is not None else 1)
+
+
+def _names(model: ViT, graph: Graph | None) -> list[str]:
+    names = set(_fine_graph(model, graph).senders) | set(_fine_graph(model, None).senders)
+    return sorted(names)
