@@ -1,0 +1,47 @@
+// Binding of vitsparse::noop for CUDA tensors; the contract is in vitsparse/ops/noop.py.
+#include <cuda_fp16.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "kernels/cuda/noop.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename T>
+void run(const Tensor& x, const Tensor& out, cudaStream_t stream) {
+  const vitsparse::NoopParams<T> params{static_cast<const T*>(x.data_ptr()), static_cast<T*>(out.data_ptr()), x.numel()};
+  STD_CUDA_CHECK(vitsparse::cuda::launch_noop(params, stream));
+}
+
+Tensor noop(const Tensor& input) {
+  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(input.get_device_index(), &stream));
+  const Tensor x = torch::stable::contiguous(input);
+  const Tensor out = torch::stable::empty_like(x);
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      run<float>(x, out, static_cast<cudaStream_t>(stream));
+      break;
+    case ScalarType::Double:
+      run<double>(x, out, static_cast<cudaStream_t>(stream));
+      break;
+    case ScalarType::Half:
+      run<__half>(x, out, static_cast<cudaStream_t>(stream));
+      break;
+    default:
+      STD_TORCH_CHECK(false, "vitsparse::noop on CUDA takes float16, float32 or float64");
+  }
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vitsparse, CUDA, m) { m.impl("noop", TORCH_BOX(&noop)); }

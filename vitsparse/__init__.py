@@ -1,0 +1,5 @@
+"""Discover the circuit of a Vision Transformer, prune it, and run what is left on kernels that skip the rest."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
