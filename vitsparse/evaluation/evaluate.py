@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .batches import check_batches
 from .metrics import accuracy, cross_entropy, kl
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -37,7 +38,7 @@ def evaluate(model: nn.Module, batches: Batches, *, dense: nn.Module | None = No
     With ``dense`` the mean KL(p_dense || p_model) is measured too. Raises :class:`InputError` for a one-shot iterator,
     no images, or labels that are no class of the model.
     """
-    require_reiterable(batches)
+    check_batches(batches)
     # Not inference_mode: a model may cache packed weights here that a later training step needs in autograd.
     device = device_of(model)
     totals, images_seen = torch.zeros(3, dtype=torch.float64), 0
@@ -54,14 +55,6 @@ def evaluate(model: nn.Module, batches: Batches, *, dense: nn.Module | None = No
         raise InputError("there are no images to evaluate on", where="batches", expected="at least one batch")
     right, loss, divergence = (totals / images_seen).tolist()
     return Evaluation(right, loss, None if dense is None else divergence, images_seen)
-
-
-def require_reiterable(batches: Batches) -> None:
-    """Refuse a one-shot iterator: a second pass over it would silently see nothing."""
-    if not isinstance(batches, Iterable) or iter(batches) is batches:
-        raise InputError("batches must be re-iterable", where="batches",
-                         expected="a list, a DataLoader or another object whose every iter() starts anew",
-                         found=f"a one-shot {type(batches).__name__}", remedy="pass list(batches)")
 
 
 def check_labels(labels: Tensor, logits_shape: torch.Size, *, where: str) -> None:

@@ -60,8 +60,8 @@ def machine_facts() -> dict[str, Any]:
     """CPU, GPU, threads, versions, commit and date, as plain JSON values."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(), "gpu": gpu, "cuda": torch.version.cuda if gpu else None,
+        "cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "gpu": gpu, "cuda": torch.version.cuda if gpu else None,
         "platform": platform.platform(), "python": platform.python_version(), "torch": torch.__version__,
         "vitsparse": _version(), "commit": git_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

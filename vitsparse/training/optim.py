@@ -1,0 +1,108 @@
+"""One update of the weights: the objective, AdamW and its groups, clipping, mixed precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .recipe import AmpPolicy, Recipe
+
+_NO_DECAY = frozenset({"cls_token", "pos_embed"})
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two AdamW groups: matrices decay; biases, norm and scale vectors, ``cls_token`` and ``pos_embed`` do not.
+
+    Frozen parameters are left out.
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trained:
+        raise InputError("the model has no parameter to train", where=type(model).__name__)
+    decayed = [p for name, p in trained if p.ndim > 1 and name.rpartition(".")[2] not in _NO_DECAY]
+    ids = {id(p) for p in decayed}
+    plain = [p for _, p in trained if id(p) not in ids]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean over images of ``-sum_k t_k log p_k``; ``logits`` and ``targets`` [B, K], rows of ``targets`` sum to 1."""
+    targets = targets * (1 - label_smoothing) + label_smoothing / targets.shape[-1]
+    return -(targets * _log_softmax(logits)).sum(-1).mean()
+
+
+def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """``T^2 KL(teacher_T || model_T)``, mean over images (Hinton, Vinyals and Dean 2015, section 2).
+
+    The factor keeps the size of the gradient independent of the temperature.
+    """
+    student, teacher = _log_softmax(logits / temperature), _log_softmax(teacher_logits / temperature)
+    return temperature**2 * (teacher.exp() * (teacher - student)).sum(-1).mean()
+
+
+def objective(recipe: Recipe, logits: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> Tensor:
+    """The training loss of a batch, a scalar in fp32 or better."""
+    loss = soft_cross_entropy(logits, targets, recipe.label_smoothing)
+    if teacher_logits is None:
+        return loss
+    weight = recipe.distill_weight
+    return (1 - weight) * loss + weight * distillation(logits, teacher_logits, recipe.temperature)
+
+
+@dataclass(frozen=True)
+class Updater:
+    """The two halves of a training step. They are apart so that gradients can be looked at between them.
+
+    It holds what changes the weights and nothing about epochs, files or progress.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    policy: AmpPolicy
+    teacher: nn.Module | None
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+
+    @classmethod
+    def create(cls, model: nn.Module, recipe: Recipe, policy: AmpPolicy, teacher: nn.Module | None) -> Updater:
+        optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas,
+                                      eps=recipe.eps)
+        return cls(model, recipe, policy, teacher, optimizer, torch.amp.GradScaler("cuda", enabled=policy.scale_loss))
+
+    def backward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Fill the gradients of one batch; returns (loss, gradient norm, right answers) as a [3] tensor on the device.
+
+        ``images`` [B, C, H, W], ``targets`` [B, K]. An answer is right when its class is the target's largest.
+        """
+        with torch.autocast(images.device.type, self.policy.dtype, enabled=self.policy.dtype is not None):
+            logits = self.model(images)
+            if logits.shape != targets.shape:
+                raise InputError("the stream's targets do not fit the model's logits", where="training stream",
+                                 expected=f"targets {list(logits.shape)}", found=f"targets {list(targets.shape)}")
+            loss = objective(self.recipe, logits, targets, self._teacher_logits(images))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
+        right = (logits.argmax(-1) == targets.argmax(-1)).sum()
+        return torch.stack([value.detach().to(loss.dtype) for value in (loss, norm, right)])
+
+    def update(self, lr: float, norm: Tensor) -> None:
+        """Clip the gradients of total norm ``norm`` and step; a step whose fp16 gradients overflowed is skipped."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.recipe.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.clip_grad, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    @torch.no_grad()
+    def _teacher_logits(self, images: Tensor) -> Tensor | None:
+        return None if self.teacher is None else self.teacher(images)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))

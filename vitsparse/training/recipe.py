@@ -1,0 +1,140 @@
+"""What training does, as one frozen value: schedule, regularisation, precision, seed, and how often to write."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import InputError, nearest
+
+AMP_MODES = ("auto", "off", "fp16", "bf16")
+
+# How often to write does not change what is learned, so a resumed run may change it.
+CADENCE_FIELDS = frozenset({"record_every", "checkpoint_every_epochs", "checkpoint_every_s", "checkpoint_every_steps"})
+
+_INTEGERS = {"epochs": 1, "batch_size": 1, "seed": 0, "record_every": 0, "checkpoint_every_epochs": 0,
+             "checkpoint_every_steps": 0}
+_NUMBERS = {"lr": (0, math.inf), "weight_decay": (0, math.inf), "eps": (0, 1), "warmup_epochs": (0, math.inf),
+            "min_lr": (0, math.inf), "clip_grad": (0, math.inf), "label_smoothing": (0, 1), "distill_weight": (0, 1),
+            "temperature": (0, math.inf), "checkpoint_every_s": (0, math.inf)}
+_POSITIVE = ("lr", "eps", "temperature")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and a cosine schedule per step.
+
+    ``lr`` and ``min_lr`` are the peak and the end of the schedule; ``warmup_epochs`` may be a fraction. ``clip_grad``
+    is the largest total gradient norm (0: no clipping). ``amp`` is ``"auto"``, ``"off"``, ``"fp16"`` or ``"bf16"``, see
+    :func:`amp_policy`. The loss is ``(1 - distill_weight) CE + distill_weight T^2 KL(teacher_T || model_T)`` with
+    ``T = temperature``. ``batch_size`` is for whoever builds the stream. Gradient flow is recorded every
+    ``record_every`` steps, checkpoints are written after so many epochs, seconds or steps; 0 switches each of them off.
+
+    Raises :class:`InputError` naming the field when a value is out of its range.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup_epochs: float = 1.0
+    min_lr: float = 1e-6
+    clip_grad: float = 1.0
+    label_smoothing: float = 0.0
+    amp: str = "auto"
+    distill_weight: float = 0.0
+    temperature: float = 1.0
+    seed: int = 0
+    record_every: int = 50
+    checkpoint_every_epochs: int = 1
+    checkpoint_every_s: float = 300.0
+    checkpoint_every_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in _INTEGERS.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise _refused(name, f"an integer, at least {low}", value)
+        for name, (low, high) in _NUMBERS.items():
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not (low <= value <= high and math.isfinite(value)):
+                raise _refused(name, f"a number from {low} to {high}", value)
+            if name in _POSITIVE and value == 0:
+                raise _refused(name, "a number above 0", value)
+        betas = self.betas
+        if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(
+                type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
+            raise _refused("betas", "two numbers, at least 0 and below 1", betas)
+        object.__setattr__(self, "betas", tuple(betas))
+        if self.amp not in AMP_MODES:
+            raise _refused("amp", " or ".join(AMP_MODES), self.amp)
+        if self.min_lr > self.lr:
+            raise _refused("min_lr", f"at most lr = {self.lr}", self.min_lr)
+        if self.warmup_epochs > self.epochs:
+            raise _refused("warmup_epochs", f"at most epochs = {self.epochs}", self.warmup_epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the inverse of :meth:`from_dict`."""
+        return dataclasses.asdict(self) | {"betas": list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe with these fields, the others at their defaults; unknown names are refused."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise InputError("unknown field of the training recipe", where=name, expected=", ".join(sorted(known)),
+                                 remedy=nearest(name, known))
+        return cls(**values)
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of update number ``step`` (from 0).
+
+    Linear to ``lr`` over the warm-up, ``lr (step + 1) / warmup``, then half a cosine down to ``min_lr``
+    (Loshchilov and Hutter 2017, without restarts).
+    """
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return recipe.lr * (step + 1) / warmup
+    progress = (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class AmpPolicy:
+    """The autocast dtype (None: full precision) and whether the loss is scaled against fp16 underflow."""
+
+    dtype: torch.dtype | None = None
+    scale_loss: bool = False
+
+
+def amp_policy(mode: str, device_type: str, capability: tuple[int, int] | None = None) -> AmpPolicy:
+    """What ``Recipe.amp`` means on a device; ``capability`` is that of the CUDA device, such as ``(7, 5)``.
+
+    ``"auto"`` is off on CPU, fp16 with a loss scaler on CUDA before sm_80 (no bf16 there), bf16 from sm_80 on.
+    Raises :class:`InputError` where the device cannot do what was asked for.
+    """
+    has_bf16 = device_type == "cuda" and capability is not None and capability >= (8, 0)
+    if mode == "auto":
+        mode = "off" if device_type != "cuda" else "bf16" if has_bf16 else "fp16"
+    if mode == "off":
+        return AmpPolicy()
+    if mode == "fp16":
+        if device_type != "cuda":
+            raise _refused("amp", "auto, off or bf16 on this device", mode)
+        return AmpPolicy(torch.float16, scale_loss=True)
+    if device_type == "cuda" and not has_bf16:
+        raise _refused("amp", f"auto, off or fp16 on a device of capability {capability}", mode)
+    return AmpPolicy(torch.bfloat16)
+
+
+def _refused(name: str, expected: str, found: object) -> InputError:
+    return InputError("the training recipe has a value out of range", where=name, expected=expected, found=repr(found))
