@@ -1,0 +1,64 @@
+"""What is here, what is built, what can be used and why not: the facts behind ``vitsparse doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+from . import native, triton
+
+PACKAGES = ("vitsparse", "torch", "numpy", "safetensors", "einops", "torchvision", "timm", "triton", "scikit-learn",
+            "pyarrow", "matplotlib", "tyro", "pydantic")
+
+
+def collect() -> dict[str, Any]:
+    """Every fact as plain values, ready for JSON. Loads the native libraries, to be sure of what it says."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "machine": _machine(),
+        "built": native.build_facts(),
+        "backends": {name: {"usable": not reasons, "why_not": reasons} for name, reasons in _backends().items()},
+        "gpu_verification": _verification(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> dict[str, Any]:
+    core = native.core()
+    has_cuda = torch.cuda.is_available()
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if has_cuda else []
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_isa": core.cpu_isa() if core else None,
+        "torch_cuda": torch.version.cuda,
+        "gpus": [{"name": d.name, "capability": f"{d.major}.{d.minor}", "memory_bytes": d.total_memory} for d in devices],
+    }
+
+
+def _backends() -> dict[str, list[str]]:
+    return {"reference": [], "torch": [], "cpu": native.why_not("cpu"), "cuda": native.why_not("cuda"),
+            "triton": triton.why_not()}
+
+
+def _verification() -> dict[str, Any]:
+    """Whether the GPU sources of this build are those that last passed ``pytest -m gpu`` on a real GPU."""
+    facts = native.build_facts()
+    if not facts.get("verified_sources"):
+        return {"state": "never", "text": "the CUDA and Triton kernels have never been verified on a real GPU"}
+    where = f"on {facts['verified_gpu']}, {facts['verified_date']}"
+    if facts["verified_sources"] == facts["gpu_sources"]:
+        return {"state": "current", "text": f"the CUDA and Triton kernels passed their tests {where}"}
+    return {"state": "outdated",
+            "text": f"the CUDA and Triton kernels have changed since they last passed their tests ({where})"}
