@@ -61,7 +61,8 @@ class ViTConfig:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise InputError(f"ViT: {name} is not valid", where=name, expected=expected, found=repr(getattr(self, name)))
+            raise InputError(f"ViT: {name} is not valid", where=name, expected=expected,
+                             found=repr(getattr(self, name)))
 
     @property
     def num_patches(self) -> int:
