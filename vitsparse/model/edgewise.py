@@ -55,7 +55,7 @@ def sender_outputs(model: ViT, images: Tensor, graph: Graph) -> Tensor:
     keep = torch.ones(graph.num_edges, dtype=images.dtype, device=images.device)
     for stage in range(edgewise.num_stages - 1):
         edgewise.run_stage(stack, stage, keep)
-    return stack.outputs()
+    return stack.first(len(graph.sender_nodes))
 
 
 def ablation_constants(model: ViT, images: Tensor, *, graph: Graph, ablation: AblationValues,
@@ -88,37 +88,28 @@ def group_bounds(hidden: int, groups: int) -> list[int]:
 
 
 class Stack:
-    """Sender outputs so far, in graph order. Grows in place where no gradient is wanted, else by concatenation."""
+    """Sender outputs [S, B, T, D] in graph order, written stage by stage.
+
+    Written in place where no gradient is wanted, else by concatenation. It starts as zeros, so that a sender that was
+    never run and whose edges are all cut adds nothing.
+    """
 
     def __init__(self, first: Tensor, capacity: int):
-        self._count = 1
         self._grows = torch.is_grad_enabled()
-        self._data = first[None]
+        self._data = first[None] if self._grows else first.new_zeros(capacity, *first.shape)
         if not self._grows:
-            self._data = first.new_empty(capacity, *first.shape)
             self._data[0] = first
 
-    def append(self, new: Tensor) -> None:
-        """Append ``new`` [n, B, T, D]."""
+    def put(self, position: int, new: Tensor) -> None:
+        """Write ``new`` [n, B, T, D] at ``position``; what an earlier run put there is forgotten."""
         if self._grows:
-            self._data = torch.cat([self._data, new])
+            self._data = torch.cat([self._data[:position], new])
         else:
-            self._data[self._count: self._count + len(new)] = new
-        self._count += len(new)
+            self._data[position: position + len(new)] = new
 
     def first(self, count: int) -> Tensor:
         """The first ``count`` outputs, [count, B, T, D]."""
         return self._data[:count]
-
-    def outputs(self) -> Tensor:
-        """All outputs so far."""
-        return self._data[: self._count]
-
-    def rewind(self, count: int) -> None:
-        """Forget all but the first ``count`` outputs, so that a stage can be run again with other edges."""
-        self._count = count
-        if self._grows:
-            self._data = self._data[:count]
 
 
 class Edgewise:
@@ -155,9 +146,10 @@ class Edgewise:
         return self.logits(stack, keep)
 
     def run_stage(self, stack: Stack, stage: int, keep: Tensor) -> None:
-        """Run one attention (even) or MLP (odd stage) and append what it writes."""
+        """Run one attention (even) or MLP (odd stage) and put what it writes on the stack."""
         inputs = self._inputs(stack, stage, keep)
-        stack.append(self._mlp(stage // 2, inputs[0]) if stage % 2 else self._attention(stage // 2, inputs))
+        outputs = self._mlp(stage // 2, inputs[0]) if stage % 2 else self._attention(stage // 2, inputs)
+        stack.put(self._readers[stage][0].fan_in, outputs)
 
     def logits(self, stack: Stack, keep: Tensor) -> Tensor:
         """The last stage: what ``logits`` reads, through the model's own head."""
@@ -168,11 +160,11 @@ class Edgewise:
         """r_j of every reader of a stage, [R, B, T, D]."""
         readers = self._readers[stage]
         weights = torch.stack([keep[reader.edges] for reader in readers])
-        outputs = stack.first(readers[0].fan_in)
-        inputs = torch.tensordot(weights, outputs, dims=1)
-        if self.constants is not None:
-            inputs = inputs + torch.tensordot(1 - weights, self.constants[: readers[0].fan_in], dims=1)
-        return inputs + self._biases_before(stage)
+        inputs = torch.tensordot(weights, stack.first(readers[0].fan_in), dims=1)
+        if self.constants is None:
+            return inputs + self._biases_before(stage)
+        ablated = torch.tensordot(1 - weights, self.constants[: readers[0].fan_in], dims=1)
+        return inputs + (ablated + self._biases_before(stage))
 
     def _biases_before(self, stage: int) -> Tensor | float:
         """Sum of b_O (times LayerScale) of the attentions before a stage, [D]: these are not edges."""
@@ -182,16 +174,14 @@ class Edgewise:
     def _attention(self, layer: int, inputs: Tensor) -> Tensor:
         """Outputs of the heads [H, B, T, D] (or their sum [1, B, T, D] at ``"block"``) from the readers' inputs."""
         block, heads = self.model.blocks[layer], self.graph.heads
-        normed = block.norm1(inputs)
-        if self.graph.granularity == "qkv":
-            normed = rearrange(normed, "(h part) b t d -> part h b t d", part=3)
-        else:
-            normed = normed.expand(heads, *normed.shape[1:]).expand(3, heads, *normed.shape[1:])
-        weight = rearrange(block.attn.qkv.weight, "(part h e) d -> part h e d", part=3, h=heads)
-        qkv = torch.einsum("phbtd,phed->phbte", normed, weight)
+        # (h1, p1) count the readers, (h2, p2) what each of them feeds: h1 * h2 heads, p1 * p2 = 3 of q, k, v.
+        axes = {"h1": heads if len(inputs) > 1 else 1, "p1": 3 if self.graph.granularity == "qkv" else 1}
+        axes |= {"h2": heads // axes["h1"], "p2": 3 // axes["p1"]}
+        weight = rearrange(block.attn.qkv.weight, "(p1 p2 h1 h2 e) d -> (h1 p1) (h2 p2 e) d", **axes)
+        qkv = torch.einsum("rbtd,rod->rbto", block.norm1(inputs), weight)
         if block.attn.qkv.bias is not None:
-            qkv = qkv + rearrange(block.attn.qkv.bias, "(part h e) -> part h 1 1 e", part=3, h=heads)
-        q, k, v = qkv
+            qkv = qkv + rearrange(block.attn.qkv.bias, "(p1 p2 h1 h2 e) -> (h1 p1) 1 1 (h2 p2 e)", **axes)
+        q, k, v = rearrange(qkv, "(h1 p1) b t (h2 p2 e) -> (p1 p2) (h1 h2) b t e", **axes)
         pattern = torch.softmax(q @ k.transpose(-2, -1) * self.model.config.head_dim**-0.5, dim=-1)
         out_weight = rearrange(block.attn.proj.weight, "d (h e) -> h e d", h=heads)
         outputs = block.ls1(torch.einsum("hbte,hed->hbtd", pattern @ v, out_weight))
