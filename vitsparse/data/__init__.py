@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 
 def load(name: str, split: str, *, root: str | os.PathLike | None = None, num_classes: int | None = None,
          splits: str = "standard", strict: bool = False, cache: str | os.PathLike | None = None) -> ImageSet:
-    """One split ("train", "val" or "test") of the data set ``name``, with its first ``num_classes`` classes (default: all).
+    """One split ("train", "val" or "test") of the data set ``name``, with its first ``num_classes`` classes or all.
 
     "digits" is embedded; ``root``, ``splits``, ``strict`` and ``cache`` only concern "tiny_imagenet", whose
     :func:`vitsparse.data.tiny_imagenet.load` explains them. Raises :class:`InputError` for unknown names and bad files.

@@ -51,8 +51,8 @@ class Source(Protocol):
     def read(self, part: str, items: Sequence[Item]) -> Iterator[tuple[int, bytes]]:
         """(position in ``items``, encoded bytes) in the order that is cheapest to read; b"" where unreadable."""
 
-    def stamps(self, items: Sequence[Item]) -> list[Stamp]:
-        """Of the files that hold ``items``."""
+    def stamps(self, part: str, items: Sequence[Item]) -> list[Stamp]:
+        """Of the files that hold ``items``, as :data:`Stamp`."""
 
 
 def open_source(root: str | os.PathLike | None) -> Source:
@@ -98,7 +98,7 @@ class OfficialLayout:
         found = []
         for label, (wnid, _) in enumerate(self.classes[:num_classes]):
             folder = f"train/{wnid}/images"
-            numbers = {name: _image_number(name) for name in self.tree.names(folder)}
+            numbers = {name: image_number(name) for name in self.tree.names(folder)}
             if not numbers:
                 raise MissingFile("a class has no training images", where=f"{self.path}: {folder}")
             found += [Item(f"{folder}/{name}", label, number) for name, number in numbers.items() if number is not None]
@@ -110,12 +110,13 @@ class OfficialLayout:
         found = []
         for line in self._lines("val/val_annotations.txt"):
             name, wnid, *_ = [*line.split("\t"), ""]
-            where, number = f"{self.path}: val/val_annotations.txt, {name}", _image_number(name)
+            where, number = f"{self.path}: val/val_annotations.txt, {name}", image_number(name)
             if wnid not in label_of:
                 raise InputError("a label is outside the classes", where=where, found=wnid,
                                  expected=f"one of the {len(label_of)} wnids of wnids.txt")
             if number is None or name not in present:
-                raise MissingFile("an annotated image is not there", where=where, expected="val/images/val_<number>.JPEG")
+                raise MissingFile("an annotated image is not there", where=where,
+                                  expected="val/images/val_<number>.JPEG")
             if label_of[wnid] < num_classes:
                 found.append(Item(f"val/images/{name}", label_of[wnid], number))
         return found
@@ -123,7 +124,7 @@ class OfficialLayout:
     def read(self, part: str, items: Sequence[Item]) -> Iterator[tuple[int, bytes]]:
         return ((position, self.tree.read(item.name) or b"") for position, item in enumerate(items))
 
-    def stamps(self, items: Sequence[Item]) -> list[Stamp]:
+    def stamps(self, part: str, items: Sequence[Item]) -> list[Stamp]:
         return self.tree.stamps(["wnids.txt", *(item.name for item in items)])
 
     def _lines(self, name: str) -> list[str]:
@@ -145,9 +146,10 @@ class _Folder:
 
     def read(self, name: str) -> bytes | None:
         path = self.path / name
-        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+        try:
+            return path.read_bytes() if path.stat().st_size <= MAX_FILE_BYTES else None
+        except OSError:
             return None
-        return path.read_bytes()
 
     def stamps(self, names: Sequence[str]) -> list[Stamp]:
         return [file_stamp(self.path / name, name) for name in names]
@@ -167,10 +169,11 @@ class _Zip:
                              remedy="its download may have been cut short: fetch it again") from error
         members = self.archive.infolist()
         self._check(members)
-        at = next((member.filename for member in members if re.fullmatch(r"([^/]+/)?wnids\.txt", member.filename)), None)
-        if at is None:
-            raise MissingFile("the archive does not hold Tiny ImageNet", where=path, expected="tiny-imagenet-200/wnids.txt")
-        prefix = at.removesuffix("wnids.txt")
+        lists = [member.filename for member in members if re.fullmatch(r"([^/]+/)?wnids\.txt", member.filename)]
+        if not lists:
+            raise MissingFile("the archive does not hold Tiny ImageNet", where=path,
+                              expected="tiny-imagenet-200/wnids.txt")
+        prefix = lists[0].removesuffix("wnids.txt")
         self.members = {member.filename.removeprefix(prefix): member for member in members
                         if member.filename.startswith(prefix) and not member.is_dir()}
         self.folders: dict[str, list[str]] = {}
@@ -184,7 +187,7 @@ class _Zip:
     def read(self, name: str) -> bytes | None:
         try:
             return self.archive.read(self.members[name])
-        except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        except (KeyError, OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
             return None
 
     def stamps(self, names: Sequence[str]) -> list[Stamp]:
@@ -192,7 +195,8 @@ class _Zip:
 
     def _check(self, members: Sequence[zipfile.ZipInfo]) -> None:
         def refuse(what: str, expected: object, found: object, member: str = "") -> None:
-            raise InputError(what, where=f"{self.path}: {member}" if member else self.path, expected=expected, found=found)
+            where = f"{self.path}: {member}" if member else self.path
+            raise InputError(what, where=where, expected=expected, found=found)
 
         if len(members) > MAX_MEMBERS:
             refuse("the archive has too many members", f"at most {MAX_MEMBERS}", len(members))
@@ -221,16 +225,17 @@ def file_stamp(path: Path, name: str) -> Stamp:
 def read_classes(path: Path) -> tuple[tuple[str, str], ...]:
     """(wnid, name) by label from ``classes.json``: a list of {"label", "wnid", "name"}, labels in order of wnid."""
     rows = read_json(path)
-    shaped = isinstance(rows, list) and all(isinstance(row, dict) and {"label", "wnid", "name"} <= row.keys() for row in rows)
-    if not shaped or not rows:
+    fields = {"label", "wnid", "name"}
+    if not (isinstance(rows, list) and rows and all(isinstance(row, dict) and fields <= row.keys() for row in rows)):
         raise InputError("the list of classes is damaged", where=path, expected='a list of {"label", "wnid", "name"}')
     wnids = [str(row["wnid"]) for row in rows]
     if [row["label"] for row in rows] != list(range(len(rows))) or sorted(set(wnids)) != wnids:
-        raise InputError("the labels do not sort by wnid", where=path, expected=f"0 to {len(rows) - 1} in order of wnid")
+        raise InputError("the labels do not sort by wnid", where=path,
+                         expected=f"0 to {len(rows) - 1} in order of wnid")
     return tuple((wnid, str(row["name"])) for wnid, row in zip(wnids, rows, strict=True))
 
 
-def _image_number(name: str) -> int | None:
+def image_number(name: str) -> int | None:
     """123 of ``n01443537_123.JPEG``; None for a file that is no image."""
     match = IMAGE_NAME.fullmatch(name)
     return int(match[1]) if match else None

@@ -17,9 +17,10 @@ class Augmentation:
     """Every field is off by default, so ``Augmentation()`` changes nothing.
 
     In this order: horizontal ``flip`` (probability); random resized crop (``crop_scale``: share of the area, or None;
-    ``crop_ratio``: width / height); rotation by up to ``rotation_degrees``; Gaussian noise of ``noise_std`` on pixels in
-    [0, 1]; normalisation; random erasing with ``erase_prob``; then, for ``mix_prob`` of the images, CutMix with
-    lambda ~ Beta(``cutmix_alpha``) or MixUp with ``mixup_alpha`` (0 is off; ``cutmix_share`` chooses between them).
+    ``crop_ratio``: width / height); rotation by up to ``rotation_degrees``; Gaussian noise of ``noise_std`` on pixels
+    in [0, 1]; normalisation; random erasing with ``erase_prob``; then, for ``mix_prob`` of the images, CutMix with
+    lambda from Beta(``cutmix_alpha``, same) or MixUp with ``mixup_alpha``; 0 turns one off, and where both are on,
+    ``cutmix_share`` of the mixed images get CutMix. Raises :class:`InputError` for values out of range.
     """
 
     flip: float = 0.0
@@ -44,13 +45,15 @@ class Augmentation:
                 self._require(value is None or (len(value) == 2 and 0 < value[0] <= value[1] <= 1), field.name,
                               "(low, high) with 0 < low <= high <= 1")
             elif field.name.endswith("_ratio"):
-                self._require(len(value) == 2 and 0 < value[0] <= value[1], field.name, "(low, high) with 0 < low <= high")
+                self._require(len(value) == 2 and 0 < value[0] <= value[1], field.name,
+                              "(low, high) with 0 < low <= high")
             else:
                 self._require(0 <= value < float("inf"), field.name, "a number that is not negative")
 
     def _require(self, fine: bool, name: str, expected: str) -> None:
         if not fine:
-            raise InputError("an augmentation is out of range", where=name, expected=expected, found=getattr(self, name))
+            raise InputError("an augmentation is out of range", where=name, expected=expected,
+                             found=getattr(self, name))
 
     def draw_mix(self, uniform: T.Uniform, size: tuple[int, int]) -> Mix | None:
         """Parameters of CutMix and MixUp for the batch, or None where both are off."""

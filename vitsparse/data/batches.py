@@ -1,4 +1,4 @@
-"""Batches of an ImageSet: in data set order for measuring, shuffled and augmented for training. Both can be iterated again."""
+"""Batches of an ImageSet: in data set order for measuring, shuffled and augmented for training."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .transforms import normalize, to_float
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """The images in data set order as (normalised float32 [B, C, H, W], labels int64 [B]); the last batch may be smaller.
+    """The images in data set order as (normalised float32 [B, C, H, W], labels int64 [B]), as often as wanted.
 
-    ``limit`` takes only so many images from the front.
+    The last batch may be smaller. ``limit`` takes only so many images from the front.
     """
 
     image_set: ImageSet

@@ -22,7 +22,7 @@ def load(split: str) -> ImageSet:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError("the digits come with scikit-learn, which is not installed", where="digits",
-                         remedy="pip install scikit-learn, or choose another data set") from error
+                         remedy="pip install 'vitsparse[digits]', or choose another data set") from error
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
@@ -31,7 +31,7 @@ def load(split: str) -> ImageSet:
 
 
 def _part_of_class(members: np.ndarray, split: str) -> np.ndarray:
-    """The members of one class that belong to ``split``; shuffled by their data set index, hence the same everywhere."""
+    """The members of one class that belong to ``split``, by an order that depends on their data set index alone."""
     keys = draws.uniform(0, 0, torch.from_numpy(members), "digits", 1)[:, 0].numpy()
     start, stop = (round(share * len(members)) for share in PARTS[split])
     return members[np.argsort(keys, kind="stable")][start:stop]

@@ -21,12 +21,12 @@ MULTIPLIERS = (0xBF58476D1CE4E5B9 - WORD, 0x94D049BB133111EB - WORD)
 
 
 def uniform(seed: int, epoch: int, indices: Tensor, purpose: str, n: int) -> Tensor:
-    """float32 [B, n] in [0, 1), in steps of 2**-24; ``indices`` int64 [B] are data set indices. Same bits everywhere."""
+    """float32 [B, n] in [0, 1), in steps of 2**-24; ``indices`` int64 [B] are data set indices."""
     return _logical_shift(_words(seed, epoch, indices, purpose, n), 40).to(torch.float32) * 2.0**-24
 
 
 def normal(seed: int, epoch: int, indices: Tensor, purpose: str, n: int) -> Tensor:
-    """float32 [B, n], standard normal, |z| < 4.4. Same bits everywhere.
+    """float32 [B, n], standard normal, |z| < 4.4, on the device of ``indices``.
 
     Each value is the normal quantile of 16 random bits: pixel noise is drawn by the million, and one 64-bit word
     serves four pixels. A table keeps it free of the logarithms and cosines in which devices differ.

@@ -12,7 +12,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
-    """``images`` uint8 [N, H, W, C] (array or read-only memory map), ``labels`` int64 [N] with values below ``len(classes)``.
+    """``images`` uint8 [N, H, W, C] (an array or a memory map) and ``labels`` int64 [N] below ``len(classes)``.
 
     ``mean`` and ``std`` [C] are in units of the pixel range [0, 1]. ``name`` and ``split`` say where the images come
     from. Raises :class:`InputError` where the parts do not fit together.

@@ -58,7 +58,7 @@ def draw_rotation(uniform: Uniform, degrees: float) -> Tensor:
 
 
 def crop_and_rotate(images: Tensor, boxes: Tensor, degrees: Tensor | None = None) -> Tensor:
-    """Enlarge each box to the full image, then turn it about its centre: one bilinear reading of ``images`` [B, C, H, W].
+    """Enlarge each box to the full image, then turn it about its centre, in one bilinear reading.
 
     Pixel centres lie at half-integers (``align_corners=False``). A crop is only ever enlarged, so antialiasing has
     nothing to do. Like a crop followed by a resize, the reading never looks across the edge of the box; what the
