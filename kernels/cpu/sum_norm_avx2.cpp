@@ -1,0 +1,13 @@
+#if defined(__x86_64__)
+#include "kernels/cpu/vec_avx2.h"
+#include "kernels/cpu/vec_math.h"
+
+#include "kernels/cpu/sum_norm_impl.h"
+#include "kernels/cpu/levels.h"
+
+namespace vitsparse::cpu::avx2 {
+
+void sum_norm(const SumNorm& op, int64_t begin, int64_t end) { sum_norm_impl(op, begin, end); }
+
+}  // namespace vitsparse::cpu::avx2
+#endif
