@@ -1,7 +1,7 @@
 """Build the native parts: one CMake project, called from ``build_ext``. Everything declarative is in pyproject.toml.
 
 Environment:
-    VITSPARSE_CUDA        ``auto`` (default: build the CUDA ops where nvcc >= 12 is found), ``on`` (fail if it is not), ``off``
+    VITSPARSE_CUDA        ``auto`` (default: build the CUDA ops where nvcc >= 12 is found), ``on`` (fail without), ``off``
     VITSPARSE_CUDA_ARCHS  CMake's list of architectures; default ``75-real;86-real;90`` (7.5 and 8.6 as machine code,
                           9.0 also as PTX for what comes after)
     VITSPARSE_TORCH_DIR   folder of an installed ``torch`` package whose headers to use
@@ -28,6 +28,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 OP_LIBRARIES = ("libvitsparse_cpu.so", "libvitsparse_cuda.so")
+STABLE_HEADER = "include/torch/csrc/stable/library.h"
 DEFAULT_CUDA_ARCHS = "75-real;86-real;90"
 
 
@@ -37,13 +38,13 @@ def find_torch() -> Path | None:
     A build isolated by pip cannot import the user's packages, but ``sysconfig`` still names their folder.
     """
     if named := os.environ.get("VITSPARSE_TORCH_DIR"):
-        if not (Path(named) / "include/torch/csrc/stable/library.h").is_file():
-            sys.exit(f"VITSPARSE_TORCH_DIR={named} has no include/torch/csrc/stable/library.h: name the folder of torch >= 2.10")
+        if not (Path(named) / STABLE_HEADER).is_file():
+            sys.exit(f"VITSPARSE_TORCH_DIR={named} has no {STABLE_HEADER}: name the folder of torch >= 2.10")
         return Path(named)
     spec = importlib.util.find_spec("torch")
     candidates = [Path(spec.origin).parent] if spec and spec.origin else []
     candidates += [Path(sysconfig.get_path(kind)) / "torch" for kind in ("purelib", "platlib")]
-    return next((c for c in candidates if (c / "include/torch/csrc/stable/library.h").is_file()), None)
+    return next((c for c in candidates if (c / STABLE_HEADER).is_file()), None)
 
 
 def find_nvcc() -> tuple[Path | None, str]:

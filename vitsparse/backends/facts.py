@@ -36,14 +36,15 @@ def _version(package: str) -> str | None:
 def _machine() -> dict[str, Any]:
     core = native.core()
     has_cuda = torch.cuda.is_available()
-    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if has_cuda else []
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if has_cuda else []
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_isa": core.cpu_isa() if core else None,
         "torch_cuda": torch.version.cuda,
-        "gpus": [{"name": d.name, "capability": f"{d.major}.{d.minor}", "memory_bytes": d.total_memory} for d in devices],
+        "gpus": [{"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory}
+                 for gpu in gpus],
     }
 
 

@@ -55,8 +55,8 @@ def path(library: str) -> Path:
 def _why_not_built(library: str) -> list[str]:
     if path(library).is_file():
         return []
-    facts = build_facts()
-    reason = facts.get(f"why_no_{library}_ops") or "the native parts are not built: run `pip install .` in the source folder"
+    unbuilt = "the native parts are not built: run `pip install .` in the source folder"
+    reason = build_facts().get(f"why_no_{library}_ops") or unbuilt
     return [f"{path(library).name} is missing: {reason}"]
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-MIN_CAPABILITY = (8, 0)  # from 3.3 on, Triton's dot uses no tensor cores on sm_75: a scalar loop, slower than plain torch
+MIN_CAPABILITY = (8, 0)  # below it Triton's dot uses no tensor cores (from 3.3 on): slower than plain torch
 
 
 def kernels(op: str) -> ModuleType:

@@ -1,0 +1,60 @@
+"""Shared fixtures and settings: deterministic, offline, and the same on every machine."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+from vitsparse.backends import native
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# The same examples on every run; the time of one example says nothing on a shared machine.
+hypothesis.settings.register_profile(
+    "vitsparse", deadline=None, derandomize=True, database=None, print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("vitsparse")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root; skips where the tests run without the sources."""
+    if not (ROOT / "CMakeLists.txt").is_file():
+        pytest.skip("the source tree is not here")
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_imagenet_folder() -> Path:
+    """Real images: the folder of parquet shards beside the checkout; skips where it is absent."""
+    folder = SHARED_DATA / "tiny-imagenet"
+    if not folder.is_dir():
+        pytest.skip(f"real images are not here: {folder}")
+    return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-gpu", action="store_true",
+                     help="with `-m gpu`: when all pass, write kernels/verified_on_gpu.json")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """After a fully passed GPU run, record which sources were tested, on what, and when."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    complete = exitstatus == 0 and reporter.stats.get("passed") and not reporter.stats.get("skipped")
+    if session.config.getoption("--record-gpu") and session.config.option.markexpr == "gpu" and complete:
+        record = {"sources": native.build_facts()["gpu_sources"], "gpu": torch.cuda.get_device_name(),
+                  "date": datetime.date.today().isoformat()}
+        (ROOT / "kernels/verified_on_gpu.json").write_text(json.dumps(record, indent=2) + "\n")
