@@ -130,6 +130,11 @@ class Edgewise:
         """The stage in which ``reader`` reads."""
         return 2 * reader.layer + (reader.kind == "mlp")
 
+    def writes(self, stage: int) -> slice:
+        """Which senders a stage puts on the stack; empty for the logits."""
+        first = self._readers[stage][0].fan_in
+        return slice(first, first + (self.graph.mlp_groups if stage % 2 else self.graph.writers_per_attention))
+
     def start(self, images: Tensor) -> Stack:
         """A stack that holds the output of ``input``."""
         return Stack(self.model.embed(images), len(self.graph.sender_nodes))

@@ -1,0 +1,121 @@
+"""The metric of one circuit after another over the same images, without running again what a new cut cannot change."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..circuit import Graph
+from ..circuit.liveness import reaches_logits
+from ..errors import InputError
+from ..evaluation.ablation import Ablation
+from ..evaluation.batches import check_batches
+from ..evaluation.evaluate import check_labels, device_of
+from ..evaluation.metrics import metric_named
+from ..model.edgewise import Edgewise, Stack, ablation_constants, sender_outputs
+from ..model.vit import ViT
+
+CACHE_BYTES = 2 * 2**30
+"""How much of the senders' outputs is held from one forward to the next; batches beyond it start from their images."""
+
+
+@dataclass
+class _Batch:
+    """One batch and what holds for the whole search: ``corrupted`` images only for a counterfactual ablation, and what
+    to resume from (None where the cache is full)."""
+
+    images: Tensor
+    labels: Tensor
+    corrupted: Tensor | None
+    dense_logits: Tensor
+    resume: tuple[Edgewise, Stack] | None = None
+
+
+class Objective:
+    """``objective(keep, edge)``: the metric of the circuit ``keep`` (bool [E]), a mean over all images in float64.
+
+    For searches that cut from the end of the graph: all edges before ``edge`` are kept, and ``edge`` never increases
+    from one call to the next. Then the senders before the reader of ``edge`` write what they do in the dense run, and a
+    call runs from that reader on. ``dense`` is the metric with all edges kept. Batches are read once, on construction;
+    gradients must be off and the model in the mode that is wanted. Raises :class:`InputError` for batches that are
+    one-shot, empty or do not fit the model, an unknown metric, and a ``dense`` that is no finite number.
+    """
+
+    def __init__(self, model: ViT, batches: Iterable[tuple[Tensor, Tensor]], graph: Graph, ablation: Ablation, metric: str):
+        check_batches(batches)
+        self.graph, self._model, self._ablation = graph, model, ablation
+        self._metric = metric_named(metric)
+        self._batches = [self._load(images, labels, f"batch {index}") for index, (images, labels) in enumerate(batches)]
+        self.num_images = sum(len(batch.images) for batch in self._batches)
+        if not self.num_images:
+            raise InputError("there are no images to search with", where="batches", expected="at least one batch")
+        self._fill_cache()
+        self._reader_of = [reader for reader in graph.reader_nodes for _ in range(reader.fan_in)]
+        self.dense = self(np.ones(graph.num_edges, dtype=bool), 0)
+        if not math.isfinite(self.dense):
+            raise InputError(f"the {metric} of the dense model is no finite number", where="model or batches",
+                             found=self.dense, remedy="look for NaN in the images and the weights")
+
+    def __call__(self, keep: np.ndarray, edge: int) -> float:
+        alive = reaches_logits(self.graph, keep)
+        total = 0.0
+        for batch in self._batches:
+            logits = self._logits(batch, keep, edge, alive).double()
+            total = total + self._metric(logits, batch.labels, batch.dense_logits) * len(batch.images)
+        return float(total) / self.num_images
+
+    def matters(self, keep: np.ndarray, edge: int) -> bool:
+        """Whether the reader of ``edge`` has a kept path to ``logits``; if not, cutting changes no bit of any logit."""
+        reader = self._reader_of[edge]
+        return reader.kind == "logits" or bool(reaches_logits(self.graph, keep)[list(reader.drives)].any())
+
+    def digest(self) -> str:
+        """Hex sha256 over images, labels and corrupted images, batch by batch."""
+        digest = hashlib.sha256()
+        for batch in self._batches:
+            for tensor in (batch.images, batch.labels, batch.corrupted):
+                if tensor is not None:
+                    digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+                    digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _logits(self, batch: _Batch, keep: np.ndarray, edge: int, alive: np.ndarray) -> Tensor:
+        """Logits [B, K] from the reader of ``edge`` on, past the stages whose senders are all dead."""
+        edgewise, stack = batch.resume or self._start(batch)
+        first = edgewise.stage_of(self._reader_of[edge]) if batch.resume else 0
+        weights = torch.as_tensor(keep).to(batch.images)
+        for stage in range(first, edgewise.num_stages - 1):
+            if alive[edgewise.writes(stage)].any():
+                edgewise.run_stage(stack, stage, weights)
+        return edgewise.logits(stack, weights)
+
+    def _load(self, images: Tensor, labels: Tensor, where: str) -> _Batch:
+        device = device_of(self._model)
+        images, labels = images.to(device), labels.to(device)
+        logits = self._model(images)
+        check_labels(labels, logits.shape, where=where)
+        corrupted = self._ablation.corrupt(images, labels) if self._ablation.corrupt is not None else None
+        return _Batch(images, labels, corrupted, logits.double())
+
+    def _start(self, batch: _Batch) -> tuple[Edgewise, Stack]:
+        if batch.corrupted is not None:
+            constants = sender_outputs(self._model, batch.corrupted, self.graph)
+        else:
+            constants = ablation_constants(self._model, batch.images, graph=self.graph, ablation=self._ablation)
+        edgewise = Edgewise(self._model, self.graph, constants)
+        return edgewise, edgewise.start(batch.images)
+
+    def _fill_cache(self) -> None:
+        config, left = self._model.config, CACHE_BYTES
+        per_image = len(self.graph.senders) * config.num_tokens * config.embed_dim
+        for batch in self._batches:
+            copies = 1 if batch.corrupted is None else 2
+            left -= copies * per_image * len(batch.images) * batch.dense_logits.element_size()
+            if left >= 0:
+                batch.resume = self._start(batch)
