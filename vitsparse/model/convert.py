@@ -112,7 +112,9 @@ _FOREIGN_PLACES = {"norm_pre": "a norm before the blocks (pre-norm stem)", "patc
                    "blocks.*.attn.norm": "a norm on the attention output (scale_attn_norm)",
                    "blocks.*.attn.gate": "gated attention", "blocks.*.mlp": "an MLP of another kind",
                    "blocks.*.mlp.norm": "a norm inside the MLP (scale_mlp_norm)",
-                   "blocks.*.mlp.act": "an activation other than GELU", "blocks.*.norm1": "norms other than LayerNorm",
+                   "blocks.*.mlp.act": "an activation other than GELU",
+                   "encoder.layers.encoder_layer_*.mlp.1": "an activation other than GELU",
+                   "blocks.*.norm1": "norms other than LayerNorm",
                    "conv_proj": "a convolutional stem", "heads.pre_logits": "a hidden layer before the classifier"}
 
 
@@ -166,6 +168,9 @@ def to_torchvision_state_dict(model: ViT) -> dict[str, Tensor]:
     for name, value in fits.items():
         if (found := getattr(model.config, name)) != value:
             raise InputError(f"torchvision's ViT has no {name}={found}", where=name, expected=value, found=found)
+    if not model.num_classes:
+        raise InputError("torchvision's ViT always has a classifier", where="num_classes", expected="at least 1",
+                         found=0)
     return {_renamed(key, TORCHVISION_KEYS): tensor for key, tensor in model.state_dict().items()}
 
 
@@ -274,7 +279,8 @@ def _check_types(convert: str, source: nn.Module, allowed: Mapping[str, tuple[st
             what = _FOREIGN_PLACES.get(place, f"{found.rpartition('.')[2]} as {name or 'the model'}")
             raise _refusal(convert, what, where=name, expected=" or ".join(expected) or "no such part",
                            found=module if found in expected else found)
-        if getattr(module, "bias", ...) is None and not place.endswith("attn.qkv"):
+    for name, module in source.named_modules():
+        if getattr(module, "bias", ...) is None and not name.endswith("attn.qkv"):
             raise _refusal(convert, "layers without bias", where=name, expected="a bias", found=module)
 
 

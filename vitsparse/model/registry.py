@@ -74,7 +74,7 @@ def create_model(name: str, pretrained: bool = False, checkpoint_path: str = "",
     return build(config, state, where=checkpoint_path, **factory)
 
 
-def list_models(filter: str = "*") -> list[str]:  # noqa: A002 (timm's argument name)
+def list_models(filter: str = "*") -> list[str]:
     """The names of ready-made models that match ``filter`` (wildcards ``*`` and ``?``), sorted."""
     return sorted(fnmatch.filter(MODELS, filter))
 

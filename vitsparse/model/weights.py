@@ -34,6 +34,11 @@ def build(config: ViTConfig, state: Mapping[str, Tensor], *, where: object, devi
     Raises :class:`InputError` listing every key that is missing, unexpected or of another shape, and naming tensors
     that are not finite floating-point numbers.
     """
+    # Counted first, so that a file that claims a billion blocks costs nothing.
+    blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    if blocks != config.depth:
+        raise InputError("the weights belong to a model of another depth", where=where,
+                         expected=f"{config.depth} blocks", found=f"{blocks} blocks")
     # On the meta device nothing is drawn or allocated that the given tensors would replace at once.
     model = ViT(**config.to_dict(), device="meta")
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
