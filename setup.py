@@ -1,7 +1,7 @@
 """Build the native parts: one CMake project, called from ``build_ext``. Everything declarative is in pyproject.toml.
 
 Environment:
-    VITSPARSE_CUDA        ``auto`` (default: build the CUDA ops where nvcc >= 12 is found), ``on`` (fail without), ``off``
+    VITSPARSE_CUDA        ``auto`` (default: build the CUDA ops where nvcc >= 12 is), ``on`` (fail without), ``off``
     VITSPARSE_CUDA_ARCHS  CMake's list of architectures; default ``75-real;86-real;90`` (7.5 and 8.6 as machine code,
                           9.0 also as PTX for what comes after)
     VITSPARSE_TORCH_DIR   folder of an installed ``torch`` package whose headers to use

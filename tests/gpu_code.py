@@ -28,7 +28,7 @@ def sass_of(library: str, capability: int) -> dict[str, str]:
 
 
 def triton_cubin(kernel, signature: dict[str, str], constants: dict[str, int], capability: int) -> bytes:
-    """``kernel`` compiled by Triton for ``capability``, as a cubin. ``signature``: the types of its run-time arguments."""
+    """``kernel`` compiled by Triton for ``capability``, as a cubin. ``signature``: types of its run-time arguments."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "vitsparse"
 
 # A module imports from floors below its own and from its own folder, so siblings on one floor are blind to each other.
 FLOORS = {
-    "errors": -1,
+    "errors": -1, "version": -1,  # below everything
     "circuit": 0,
     "backends": 1,
     "model": 2, "data": 2, "ops": 2,

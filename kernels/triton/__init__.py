@@ -1,1 +1,1 @@
-"""Triton kernels, one op per file; installed as ``vitsparse._triton``, imported only by ``vitsparse.backends.triton``."""
+"""Triton kernels, one op per file; installed as ``vitsparse._triton``, imported by ``vitsparse.backends.triton``."""
