@@ -7,12 +7,13 @@ Each reader ``j`` gets its own input,
 then the LayerNorm in front of it, then the reader itself (notation of DESIGN.md, "What a circuit means"). Nothing is
 shared between readers and nothing is skipped, so it is slow and plain on purpose. It is differentiable in ``keep``.
 
-The forward is a chain of ``2 * depth + 1`` stages (attention and MLP of each layer, then the logits), each of which reads
-the stack of sender outputs and appends to it; a search that changes edges of one stage resumes from there.
+The forward is a chain of ``2 * depth + 1`` stages (attention and MLP of each layer, then the logits), each of which
+reads the stack of sender outputs and puts its own there; a search that changes edges of one stage resumes from there.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Protocol
 
 import torch
@@ -68,10 +69,10 @@ def ablation_constants(model: ViT, images: Tensor, *, graph: Graph, ablation: Ab
 
 def edge_weights(keep: Any, graph: Graph, *, like: Tensor) -> Tensor:
     """``keep`` as a float tensor [E] with the dtype and device of ``like``."""
-    keep = torch.as_tensor(keep)
+    keep = keep if isinstance(keep, Tensor) else torch.tensor(keep)  # a copy: a circuit's keep is read-only
     if keep.shape != (graph.num_edges,):
-        raise InputError("one value per edge is needed", where="keep", expected=f"shape ({graph.num_edges},) for {graph!r}",
-                         found=f"shape {tuple(keep.shape)}")
+        raise InputError("one value per edge is needed", where="keep", found=f"shape {tuple(keep.shape)}",
+                         expected=f"shape ({graph.num_edges},) for {graph!r}")
     return keep.to(like)
 
 
@@ -199,4 +200,4 @@ class Edgewise:
         bounds = group_bounds(hidden.shape[-1], groups)
         weight, bias = block.mlp.fc2.weight, block.mlp.fc2.bias / groups
         return torch.stack([block.ls2(F.linear(hidden[..., a:b], weight[:, a:b], bias))
-                            for a, b in zip(bounds, bounds[1:], strict=False)])
+                            for a, b in itertools.pairwise(bounds)])

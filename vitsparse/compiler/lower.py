@@ -1,0 +1,231 @@
+"""From a plan to the program that the native executor runs in one call.
+
+A program is a vector of integers (steps over slots of memory) and one float32 blob (packed matrices, biases, constants);
+the format is in kernels/cpu/program.h. Here the affine part of each LayerNorm, LayerScale and shares of biases are folded
+into the matrices:
+
+    ((x * g + c) W^T + b) * s  =  x (s W diag(g))^T + s (b + W c)
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .execute import bias_of, scaled_output_bias, weight_of
+from .plan import ApplyPattern, Attention, Embed, Linear, MeanRows, Plan, Step, SumNorm, View, length
+
+MAGIC, VERSION = 0x76737067, 1
+PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL = range(1, 8)
+ARENA, CONSTANT, RESULT = range(3)
+ALIGN = 16  # floats: one cache line, one AVX-512 register
+PackLinear = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Program:
+    """``code`` int64 [n] and ``blob`` float32 [m], as ``torch.ops.vitsparse.run_program`` takes them."""
+
+    code: Tensor
+    blob: Tensor
+
+
+def lower(plan: Plan, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor],
+          pack_linear: PackLinear) -> Program:
+    """The program of ``plan`` for the parameters as they are now. ``pack_linear`` is the kernel library's packer."""
+    with torch.no_grad():
+        return _Lowering(plan, parameters, constants, pack_linear).program()
+
+
+class _Blob:
+    """Constants one after the other, each aligned."""
+
+    def __init__(self):
+        self._parts: list[np.ndarray] = []
+        self._size = 0
+
+    def add(self, values: Tensor | np.ndarray) -> int:
+        """Append and return the offset."""
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+        array = np.ascontiguousarray(array, dtype=np.float32).ravel()
+        offset = self._size
+        padded = -len(array) % ALIGN
+        self._parts += [array, np.zeros(padded, np.float32)]
+        self._size += len(array) + padded
+        return offset
+
+    def tensor(self) -> Tensor:
+        return torch.from_numpy(np.concatenate(self._parts or [np.zeros(0, np.float32)]))
+
+
+class _Lowering:
+    def __init__(self, plan: Plan, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor],
+                 pack_linear: PackLinear):
+        self.plan, self.parameters, self.constants, self.pack_linear = plan, parameters, constants, pack_linear
+        self.blob = _Blob()
+        self.code: list[int] = []
+        self.count = 0
+        self.patches = View("patches", (0, plan.config.num_patches), (0, _patch_dim(plan)))
+        self.values = {**plan.values, self.patches.name: self.patches}
+        self.slots: list[tuple[int, int, int, int]] = []
+        self.slot_of: dict[str, int] = {}
+
+    def program(self) -> Program:
+        arena = self._place_values()
+        for step in self.plan.steps:
+            _EMIT[type(step)](self, step)
+        if self.plan.output.name in self.constants:
+            self._fill(self.constants[self.plan.output.name], View("result", self.plan.output.rows, self.plan.output.cols))
+        config, out = self.plan.config, self.slot_of["result"]
+        header = [MAGIC, VERSION, len(self.slots), self.count, arena, config.in_chans, config.img_size, out]
+        words = [*header, *(word for slot in self.slots for word in slot), *self.code]
+        return Program(torch.tensor(words, dtype=torch.int64), self.blob.tensor())
+
+    def _place_values(self) -> int:
+        """Give every value a slot; values whose lifetimes do not overlap share memory. Returns the arena's size."""
+        result = self.plan.output
+        self._slot("result", RESULT, 0, result.rows, result.width)
+        if result.name not in self.constants:
+            self.slot_of[result.name] = self.slot_of["result"]
+        lives = _lifetimes(self.plan, self.patches)
+        lives.pop(result.name, None)
+        offsets, size = place(lives, {name: self.values[name].size for name in lives})
+        for name, offset in offsets.items():
+            view = self.values[name]
+            self._slot(name, ARENA, offset, view.rows, view.cols[1])
+        return size
+
+    def _slot(self, name: str, space: int, offset: int, rows: tuple[int, int], width: int) -> None:
+        self.slot_of[name] = len(self.slots)
+        self.slots.append((space, offset, length(rows), width))
+
+    def _view(self, view: View | None) -> list[int]:
+        """The four words of a view operand: slot, first row in the slot, rows, first column."""
+        if view is None:
+            return [-1, 0, 0, 0]
+        if view.name in self.constants:
+            return [self._constant_slot(view.name), view.rows[0], length(view.rows), view.cols[0]]
+        first = self.values[view.name].rows[0] if view.name in self.values else view.rows[0]
+        return [self.slot_of[view.name], view.rows[0] - first, length(view.rows), view.cols[0]]
+
+    def _constant_slot(self, name: str) -> int:
+        if name not in self.slot_of:
+            value = self.constants[name]
+            self._slot(name, CONSTANT, self.blob.add(value), (0, value.shape[0]), value.shape[1])
+        return self.slot_of[name]
+
+    def _step(self, opcode: int, operands: list[int]) -> None:
+        self.code += [opcode, len(operands), *operands]
+        self.count += 1
+
+    def _fill(self, value: Tensor, out: View) -> None:
+        self._step(FILL, [self.blob.add(value), *self._view(out), value.shape[-1]])
+
+    def embed(self, step: Embed) -> None:
+        """Class token: a constant row. Patches: cut out, then one product with the position as a bias per token."""
+        bias, class_token, positions = (self.parameters[key] for key in
+                                        ("patch_embed.proj.bias", "cls_token", "pos_embed"))
+        first, last = step.out.rows
+        if first == 0:
+            self._fill(class_token[0, :1] + positions[0, :1], View(step.out.name, (0, 1), step.out.cols))
+        start = max(first, 1)
+        if start >= last:
+            return
+        self._step(PATCHES, [*self._view(self.patches), self.plan.config.patch_size])
+        weight = self.parameters["patch_embed.proj.weight"].flatten(1)
+        source = View(self.patches.name, (start - 1, last - 1), self.patches.cols)
+        self._product(source, View(step.out.name, (start, last), step.out.cols), weight, positions[0, start:last] + bias)
+
+    def _product(self, source: View, out: View, weight: Tensor, bias: Tensor | None, *, gelu: bool = False,
+                 accumulate: bool = False) -> None:
+        packed = self.blob.add(self.pack_linear(np.ascontiguousarray(weight.detach().cpu().float().numpy())))
+        offset, rows = (-1, 1) if bias is None else (self.blob.add(bias), 1 if bias.ndim == 1 else len(bias))
+        self._step(LINEAR, [*self._view(source), *self._view(out), weight.shape[1], weight.shape[0], packed, offset, rows,
+                            int(gelu), int(accumulate)])
+
+    def linear(self, step: Linear) -> None:
+        """A product with the norm's affine part, LayerScale and the share of the bias folded in (in float64)."""
+        weight = weight_of(self.parameters, step.weight).double()
+        bias = bias_of(self.parameters, step.bias)
+        bias = None if bias is None else bias.double()
+        if step.norm is not None:
+            shift = weight @ self.parameters[f"{step.norm}.bias"].double()
+            bias = shift if bias is None else bias + shift
+            weight = weight * self.parameters[f"{step.norm}.weight"].double()
+        if step.scale is not None:
+            scale = self.parameters[step.scale].double()
+            weight, bias = weight * scale[:, None], None if bias is None else bias * scale
+        self._product(step.source, step.out, weight, bias, gelu=step.activation == "gelu", accumulate=step.accumulate)
+
+    def sum_norm(self, step: SumNorm) -> None:
+        """Offset and the b_O before a reader are one constant [rows, D]."""
+        out = step.out
+        terms = [scaled_output_bias(self.parameters, layer).double() for layer in step.biases]
+        if step.offset is not None:
+            terms.append(self.constants[step.offset][out.rows[0]: out.rows[1]].double())
+        offset = -1
+        if terms:
+            offset = self.blob.add(sum(terms[1:], terms[0]).expand(length(out.rows), -1))
+        sources = [word for view in step.senders for word in self._view(view)]
+        self._step(SUM_NORM, [len(step.senders), *sources, offset, out.width, float_bits(self.plan.config.norm_eps),
+                              *self._view(step.total), *self._view(step.normed)])
+
+    def attention(self, step: Attention) -> None:
+        views = [word for view in (step.q, step.k, step.v, step.out) for word in self._view(view)]
+        self._step(ATTENTION, [*views, step.heads, step.head_dim, float_bits(step.head_dim**-0.5)])
+
+    def apply_pattern(self, step: ApplyPattern) -> None:
+        pattern = self.constants[step.pattern][:, step.out.rows[0]: step.out.rows[1]]
+        self._step(APPLY_PATTERN, [self.blob.add(pattern), *self._view(step.v), *self._view(step.out), step.heads,
+                                   step.out.width // step.heads])
+
+    def mean_rows(self, step: MeanRows) -> None:
+        self._step(MEAN_ROWS, [*self._view(step.source), *self._view(step.out), step.out.width])
+
+
+_EMIT: dict[type[Step], Callable[[_Lowering, Step], None]] = {
+    Embed: _Lowering.embed, Linear: _Lowering.linear, SumNorm: _Lowering.sum_norm, Attention: _Lowering.attention,
+    ApplyPattern: _Lowering.apply_pattern, MeanRows: _Lowering.mean_rows,
+}  # type: ignore[dict-item]
+
+
+def float_bits(value: float) -> int:
+    """The float32 bit pattern of a number, as an integer operand."""
+    return struct.unpack("<I", struct.pack("<f", value))[0]
+
+
+def _patch_dim(plan: Plan) -> int:
+    return plan.config.in_chans * plan.config.patch_size**2
+
+
+def _lifetimes(plan: Plan, patches: View) -> dict[str, tuple[int, int]]:
+    """First and last step at which each arena value is touched; the patches live inside the embedding alone."""
+    lives: dict[str, tuple[int, int]] = {}
+    for position, step in enumerate(plan.steps):
+        names = {view.name for view in (*step.reads, *step.writes)} - set(plan.constants)
+        if isinstance(step, Embed):
+            names.add(patches.name)
+        for name in names:
+            lives[name] = (lives.get(name, (position,))[0], position)
+    return lives
+
+
+def place(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Offsets (in floats, aligned) such that values alive at the same step never overlap; largest first, first fit."""
+    placed: dict[str, tuple[int, int]] = {}
+    for name in sorted(lives, key=lambda name: (-sizes[name], lives[name])):
+        size = sizes[name] + -sizes[name] % ALIGN
+        taken = sorted(placed[other] for other in placed
+                       if lives[other][0] <= lives[name][1] and lives[name][0] <= lives[other][1])
+        offset = 0
+        for start, stop in taken:
+            if offset + size <= start:
+                break
+            offset = max(offset, stop)
+        placed[name] = (offset, offset + size)
+    return {name: start for name, (start, _) in placed.items()}, max((stop for _, stop in placed.values()), default=0)

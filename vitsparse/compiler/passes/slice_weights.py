@@ -1,0 +1,79 @@
+"""Pass 6: keep only the rows and columns of each parameter that some step uses.
+
+The parameters keep timm's keys; ``plan.parameters`` says which part of the dense tensor each one is. What remains of the
+packing (affine and LayerScale folded in, panels laid out for the kernel) happens when a plan is lowered, because it has to
+be redone whenever a parameter changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from ..execute import EMBED_KEYS
+from ..plan import Embed, Linear, Plan, Range, Step, SumNorm, length
+
+Slices = tuple[tuple[Range, ...], ...]
+
+
+def slice_weights(plan: Plan) -> Plan:
+    """Slice every parameter to what the plan uses and let the steps point into the slices."""
+    used: dict[str, list[set[Range]]] = {}
+    for step in plan.steps:
+        for key, ranges in _uses(step, scaled=bool(plan.config.init_values)):
+            sets = used.setdefault(key, [set() for _ in ranges])
+            for found, new in zip(sets, ranges, strict=True):
+                found.update(new)
+    parameters = {key: tuple(map(union, sets)) for key, sets in used.items()}
+    steps = tuple(_repoint(step, parameters) if isinstance(step, Linear) else step for step in plan.steps)
+    return plan.after("slice_weights", steps=steps, parameters=parameters)
+
+
+def _uses(step: Step, *, scaled: bool) -> Iterable[tuple[str, Slices]]:
+    """(key, ranges per sliced dimension) of every parameter a step reads; no ranges: all of it."""
+    if isinstance(step, Embed):
+        yield from ((key, ()) for key in EMBED_KEYS)
+    elif isinstance(step, SumNorm):
+        for layer in step.biases:
+            yield f"blocks.{layer}.attn.proj.bias", ()
+            if scaled:
+                yield f"blocks.{layer}.ls1.gamma", ()
+    elif isinstance(step, Linear):
+        yield step.weight.key, (step.weight.rows, step.weight.cols)
+        if step.bias is not None:
+            yield step.bias.key, (step.bias.rows,)
+        if step.norm is not None:
+            yield from ((f"{step.norm}.{part}", ()) for part in ("weight", "bias"))
+        if step.scale is not None:
+            yield step.scale, ()
+
+
+def union(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """Sorted, disjoint ranges that cover exactly ``ranges``."""
+    merged: list[Range] = []
+    for start, stop in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
+def _repoint(step: Linear, parameters: Mapping[str, Slices]) -> Linear:
+    rows, cols = parameters[step.weight.key]
+    weight = replace(step.weight, rows=_positions(step.weight.rows, rows), cols=_positions(step.weight.cols, cols))
+    bias = step.bias and replace(step.bias, rows=_positions(step.bias.rows, parameters[step.bias.key][0]))
+    return replace(step, weight=weight, bias=bias)
+
+
+def _positions(ranges: tuple[Range, ...], kept: tuple[Range, ...]) -> tuple[Range, ...]:
+    """Where ``ranges`` of the dense parameter lie in the sliced one."""
+    found = []
+    for start, stop in ranges:
+        base = 0
+        for kept_range in kept:
+            if kept_range[0] <= start < kept_range[1]:
+                found.append((base + start - kept_range[0], base + stop - kept_range[0]))
+                break
+            base += length(kept_range)
+    return tuple(found)
