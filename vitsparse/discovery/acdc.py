@@ -8,10 +8,10 @@ Interpretability", 2023, algorithm 1).
 This takes one metric, hence one forward over all images, per edge. Three things are left out of those forwards. None of
 them changes a bit of any metric (activations being finite), so the circuit is that of the plain loop:
 
-- *What comes before the reader.* All edges into earlier stages are still kept, so the earlier senders write what they do
-  in the dense run, which is computed once.
-- *Stages that nobody reads any more.* A sender without a kept path to ``logits`` has weight 0 in every sum that matters,
-  so what it writes is not brought up to date.
+- *What comes before the reader.* All edges into earlier stages are still kept, so the earlier senders write what they
+  do in the dense run, which is computed once.
+- *Stages that nobody reads any more.* A sender without a kept path to ``logits`` has weight 0 in every sum that
+  matters, so what it writes is not brought up to date.
 - *Edges into readers without a kept path to* ``logits``. The difference is exactly 0: decided without a forward.
 """
 
@@ -20,21 +20,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from .. import __version__
 from ..circuit import Circuit, Graph
 from ..errors import InputError
 from ..evaluation.ablation import Ablation, fingerprint
 from ..evaluation.evaluate import device_of, eval_mode
 from ..model.edgewise import check_fits
 from ..model.vit import ViT
+from ..version import __version__
 from .journal import Decision, Journal
 from .objective import Objective
 
@@ -53,27 +51,18 @@ def acdc(model: ViT, batches: Iterable[tuple[Tensor, Tensor]], *, graph: Graph, 
     """
     check_fits(model, graph)
     _check_arguments(threshold, metric)
-    with eval_mode(model), ExitStack() as opened:
+    with eval_mode(model):
         objective = Objective(model, batches, graph, ablation, metric)
         search = {"method": "acdc", "threshold": float(threshold), "metric": metric, "images": objective.num_images,
                   "model": fingerprint(model), "vitsparse": __version__, "torch": str(torch.__version__)}
         state = _State(graph, np.ones(graph.num_edges, dtype=bool), objective.dense, graph.num_edges)
-        log = None
-        if journal is not None:
-            identity = {**search, "graph": graph.to_dict(), "ablation": ablation.describe(), "data": objective.digest(),
-                        "device": device_of(model).type}
-            log = opened.enter_context(Journal(journal, identity, graph.edge_names[::-1]))
-            for decision in log.decisions:
-                state.apply(decision)
-        bar = opened.enter_context(tqdm(total=graph.num_edges, initial=graph.num_edges - state.undecided, desc="acdc",
-                                        unit="edge", disable=None if progress else True))
-        while state.undecided:
-            decision = _decide(objective, state, threshold)
-            if log is not None:
-                log.record(decision)
-            state.apply(decision)
-            bar.set_postfix(kept=int(state.keep[state.undecided:].sum()), **{metric: f"{state.value:.3g}"}, refresh=False)
-            bar.update()
+        if journal is None:
+            _search(objective, state, threshold, None, progress)
+        else:
+            identity = {**search, "graph": graph.to_dict(), "ablation": ablation.describe(),
+                        "data": objective.digest(), "device": device_of(model).type}
+            with Journal(journal, identity, graph.edge_names[::-1]) as log:
+                _search(objective, state, threshold, log, progress)
     return Circuit(graph, state.keep, ablation.describe(), {**search, "value": state.value})
 
 
@@ -91,6 +80,24 @@ class _State:
         self.keep[self.undecided] = decision.kept
         if not decision.kept:
             self.value = decision.metric
+
+
+def _search(objective: Objective, state: _State, threshold: float, log: Journal | None, progress: bool) -> None:
+    """Decide every edge that is not decided in the journal; the bar is quiet when the output is no terminal."""
+    from tqdm import tqdm
+
+    for decision in log.decisions if log else ():
+        state.apply(decision)
+    total = state.graph.num_edges
+    with tqdm(total=total, initial=total - state.undecided, desc="acdc", unit="edge",
+              disable=None if progress else True) as bar:
+        while state.undecided:
+            decision = _decide(objective, state, threshold)
+            if log:
+                log.record(decision)
+            state.apply(decision)
+            bar.set_postfix(kept=int(state.keep[state.undecided:].sum()), value=f"{state.value:.3g}", refresh=False)
+            bar.update()
 
 
 def _decide(objective: Objective, state: _State, threshold: float) -> Decision:

@@ -5,9 +5,10 @@ JSON lines. The header says which search it is, then one line per decided edge i
     {"format": "vitsparse.journal", "version": 1, "search": {"method": "acdc", "threshold": 0.05, ...}}
     {"edge": "m5->logits", "kept": false, "metric": 0.000123}
 
-``metric`` is that of the circuit with the edge cut (null where it was no finite number); JSON numbers give a float back
-bit by bit. Every line reaches the operating system before the next edge is tried, so killing the process loses nothing;
-it reaches the disk at least every :data:`SYNC_SECONDS`. A last line without its end is what a crash leaves: it is ignored.
+``metric`` is that of the circuit with the edge cut (null where it was no finite number); JSON numbers give a float
+back bit by bit. Every line reaches the operating system before the next edge is tried, so killing the process loses
+nothing; it reaches the disk at least every :data:`SYNC_SECONDS`. A last line without its end is what a crash leaves: it
+is ignored.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Decision:
 class Journal:
     """An open journal: ``decisions`` made by earlier runs, and :meth:`record` for the next ones. A context manager.
 
-    ``search`` identifies the search with plain JSON values; ``order`` names the edges in the order it visits them. Raises
+    ``search`` identifies the search in plain JSON values; ``order`` names the edges in the order of the search. Raises
     :class:`InputError` when the file is no journal, is damaged, is of another search, or is being written by another
     process; ``OSError`` when the disk is full, with everything recorded before safe.
     """
@@ -71,8 +72,8 @@ class Journal:
             if time.monotonic() - self._synced >= SYNC_SECONDS:
                 self._sync()
         except OSError as error:
-            raise OSError(error.errno, f"the journal cannot be written ({error.strerror}); every edge recorded before is "
-                          "safe: make room and start the same search again", str(self.path)) from error
+            raise OSError(error.errno, f"the journal cannot be written ({error.strerror}); every edge recorded before "
+                          "is safe: make room and start the same search again", str(self.path)) from error
 
     def __enter__(self) -> Journal:
         return self
@@ -117,7 +118,8 @@ class Journal:
         for field in [*search, *written]:
             if field not in written or field not in search or written[field] != search[field]:
                 raise InputError("the journal is of another search", where=f"{self.path}: {field}",
-                                 expected=f"{search.get(field)} (this search)", found=f"{written.get(field)} (the journal)",
+                                 expected=f"{search.get(field)} (this search)",
+                                 found=f"{written.get(field)} (the journal)",
                                  remedy="search as then, or give a path that does not exist yet")
 
     def _decision(self, line: bytes, number: int, order: Sequence[str]) -> Decision:

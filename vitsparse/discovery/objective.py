@@ -47,7 +47,8 @@ class Objective:
     one-shot, empty or do not fit the model, an unknown metric, and a ``dense`` that is no finite number.
     """
 
-    def __init__(self, model: ViT, batches: Iterable[tuple[Tensor, Tensor]], graph: Graph, ablation: Ablation, metric: str):
+    def __init__(self, model: ViT, batches: Iterable[tuple[Tensor, Tensor]], graph: Graph, ablation: Ablation,
+                 metric: str):
         check_batches(batches)
         self.graph, self._model, self._ablation = graph, model, ablation
         self._metric = metric_named(metric)
