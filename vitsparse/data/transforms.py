@@ -25,7 +25,7 @@ BEYOND = 4.0  # a coordinate well outside [-1, 1], where grid_sample reads zeros
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 [B, H, W, C] to float32 [B, C, H, W] in [0, 1]."""
-    return rearrange(images, "b h w c -> b c h w").contiguous().to(torch.float32).div_(255)
+    return rearrange(images, "b h w c -> b c h w").contiguous().to(torch.float32).mul_(1 / 255)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -58,31 +58,39 @@ def draw_rotation(uniform: Uniform, degrees: float) -> Tensor:
 
 
 def crop_and_rotate(images: Tensor, boxes: Tensor, degrees: Tensor | None = None) -> Tensor:
-    """Enlarge each box to the full image, then turn it about its centre, in one bilinear reading.
+    """Enlarge each box of ``images`` [B, C, H, W] to the full size, then turn it about its centre by ``degrees`` [B].
 
-    Pixel centres lie at half-integers (``align_corners=False``). A crop is only ever enlarged, so antialiasing has
-    nothing to do. Like a crop followed by a resize, the reading never looks across the edge of the box; what the
-    rotation brings in from outside the box is black (before normalisation), as torchvision fills it.
+    One bilinear reading does both. Pixel centres lie at half-integers (``align_corners=False``); a crop is only ever
+    enlarged, so antialiasing has nothing to do. Like a crop followed by a resize, the reading never looks across the
+    edge of the box; what the rotation brings in from outside is black (before normalisation), as torchvision fills it.
     """
-    height, width = images.shape[-2:]
+    size = images.shape[-2:]
+    y, x = (torch.arange(n, dtype=images.dtype, device=images.device) - (n - 1) / 2 for n in size)
+    grid = images.new_empty(len(images), *size, 2)
+    maps = _source_maps(boxes, degrees, size).to(images.device)
+    for axis, (by_x, by_y, centre, reach) in enumerate(maps[..., None]):
+        coordinate = (by_x * x + centre)[:, None, :] + (by_y * y)[:, :, None]
+        low, high, half_pixel = (centre - reach)[..., None], (centre + reach)[..., None], 1 / size[1 - axis]
+        outside = None if degrees is None else (coordinate < low) | (coordinate > high)
+        coordinate = coordinate.clamp_(low + half_pixel, high - half_pixel)
+        grid[..., axis] = coordinate if outside is None else coordinate.masked_fill_(outside, BEYOND)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _source_maps(boxes: Tensor, degrees: Tensor | None, size: Sequence[int]) -> Tensor:
+    """float32 [2, 4, B]: for the x and the y read, its slopes along output x and y, the box's centre and half width.
+
+    Output positions count pixels from the centre of the image; what is read is in grid_sample's units, where the whole
+    image reaches from -1 to 1. With y downwards, turning counter-clockwise by t reads (x cos t - y sin t,
+    x sin t + y cos t).
+    """
     radians = torch.zeros(len(boxes)) if degrees is None else torch.deg2rad(degrees)
     sin, cos = torch.sin(radians), torch.cos(radians)
-    top, left, box_height, box_width = boxes.to(torch.float32).unbind(1)
-    grid = images.new_empty(len(images), height, width, 2)
-    # Where output pixel (x, y), counted from the centre, comes from: (x cos - y sin, x sin + y cos), in box widths.
-    for axis, (weights, start, extent, size) in enumerate((
-            ((cos / width, -sin / width), left, box_width, width),
-            ((sin / height, cos / height), top, box_height, height))):
-        scale = 2 * extent / size
-        centre = (2 * start + extent) / size - 1
-        shares = ((weight * scale).to(images.device) for weight in weights)
-        x, y = (share[:, None] * _centred(n, images) for share, n in zip(shares, (width, height), strict=True))
-        low, high = ((centre + sign * scale / 2).to(images.device)[:, None, None] for sign in (-1, 1))
-        coordinate = (x + centre.to(images.device)[:, None])[:, None, :] + y[:, :, None]
-        inside = None if degrees is None else (coordinate >= low) & (coordinate <= high)
-        coordinate = coordinate.clamp_(low + 1 / size, high - 1 / size)
-        grid[..., axis] = coordinate if inside is None else coordinate.masked_fill_(~inside, BEYOND)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    sizes = torch.tensor(size, dtype=torch.float32).flip(0)[:, None]
+    start, extent = (boxes[:, columns].T.to(torch.float32) for columns in ([1, 0], [3, 2]))
+    centre, reach = (2 * start + extent) / sizes - 1, extent / sizes
+    slope = 2 * reach / sizes
+    return torch.stack([slope * torch.stack([cos, sin]), slope * torch.stack([-sin, cos]), centre, reach], dim=1)
 
 
 def add_noise(images: Tensor, noise: Tensor) -> Tensor:
@@ -130,8 +138,3 @@ def _draw_boxes(uniform: Uniform, purpose: str, scale: Sequence[float], ratio: S
     extent = extents[torch.arange(len(first)), first]
     corner = (place * (torch.tensor(size) - extent + 1)).floor()
     return torch.cat([corner, extent], dim=1).to(torch.int64), fits.any(dim=1)
-
-
-def _centred(n: int, like: Tensor) -> Tensor:
-    """Pixel centres counted from the middle of a line of n pixels."""
-    return torch.arange(n, dtype=like.dtype, device=like.device) - (n - 1) / 2
