@@ -49,6 +49,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, step: int) -> Path:
     Raises :class:`InputError` when it cannot be written, as on a full disk: then the one before is still the latest.
     """
     target = folder / f"step-{step:08d}"
+    if latest_checkpoint(folder) == target:
+        raise InputError("the latest checkpoint is already of this step", where=target)
     temporary = folder / f".{target.name}.tmp"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -59,7 +61,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, step: int) -> Path:
         os.replace(temporary, target)
         write_json(folder / POINTER, {"folder": target.name, "sha256": sha256_of(target / STATE)})
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for unnamed in (temporary, target):  # the room they take is what is missing
+            shutil.rmtree(unnamed, ignore_errors=True)
         before = latest_checkpoint(folder)
         raise InputError("the checkpoint could not be written", where=target, found=error,
                          remedy=f"make room and resume; {before} is intact" if before else "make room and start again",
@@ -68,6 +71,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, step: int) -> Path:
         if entry.name not in (POINTER, target.name):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return target
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints; the pointer first, so that a kill in between leaves none rather than half of one."""
+    (folder / POINTER).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -8,7 +8,6 @@ reads is in the checkpoint. So on CPU a run that was killed at any moment ends, 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -26,6 +25,7 @@ from ..evaluation.batches import check_batches
 from ..evaluation.evaluate import Batches, device_of, eval_mode, evaluate
 from .checkpoint import (
     Checkpoint,
+    clear_checkpoints,
     describe_model,
     first_difference,
     latest_checkpoint,
@@ -57,7 +57,7 @@ def fit(model: nn.Module, stream: Stream, recipe: Recipe, *, out: str | Path, va
     """Train ``model`` in place and return the history.
 
     ``model`` is any module from images [B, C, H, W] to logits [B, K], on any device. ``val_batches`` (re-iterable
-    images, labels) are evaluated after each epoch. ``teacher`` is needed exactly when ``recipe.distill_weight`` is above
+    images, labels) are evaluated after each epoch. ``teacher`` is needed exactly when ``recipe.distill_weight`` is not
     0; its weights do not change. ``out`` receives ``metrics.csv``, ``gradient_flow.csv`` and ``checkpoint/``.
 
     With ``resume`` training goes on from the checkpoint in ``out``, if there is one; without, it starts anew and what
@@ -85,6 +85,13 @@ def fit(model: nn.Module, stream: Stream, recipe: Recipe, *, out: str | Path, va
 def step_seed(seed: int, epoch: int, step: int) -> int:
     """The seed of torch's generator for one step: a hash of the three numbers."""
     return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0])
+
+
+def _describe_stream(stream: Stream) -> dict[str, object]:
+    """What decides the batches, as far as the stream tells it."""
+    names = ("steps_per_epoch", "batch_size", "num_classes", "seed")
+    numbers = {name: getattr(stream, name, None) for name in names}
+    return {**numbers, "augmentation": str(getattr(stream, "augmentation", ""))}
 
 
 @dataclass
@@ -122,7 +129,7 @@ class _Run:
         self.per_epoch = self.stream.steps_per_epoch
         self.identity = {
             "recipe": {k: v for k, v in self.recipe.to_dict().items() if k not in CADENCE_FIELDS},
-            "model": describe_model(self.model), "steps_per_epoch": self.per_epoch,
+            "model": describe_model(self.model), "stream": _describe_stream(self.stream),
             "teacher": None if self.teacher is None else fingerprint(self.teacher),
         }
 
@@ -133,7 +140,7 @@ class _Run:
     def run(self, resume: bool) -> History:
         checkpoint = load_checkpoint(self.out / "checkpoint") if resume else None
         if checkpoint is None:
-            shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
+            clear_checkpoints(self.out / "checkpoint")
             self.recorder = Recorder(self.out, History())
         else:
             self._restore(checkpoint)

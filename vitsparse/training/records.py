@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from ..circuit.files import write_text
+from ..errors import InputError
 
 METRICS_CSV, GRADIENT_CSV = "metrics.csv", "gradient_flow.csv"
 
@@ -83,7 +85,8 @@ class Recorder:
         self.epochs, self.gradients, self._out = list(history.epochs), list(history.gradients), out
         for name, kind, rows in ((METRICS_CSV, EpochRow, self.epochs), (GRADIENT_CSV, GradientRow, self.gradients)):
             header = [field.name for field in dataclasses.fields(kind)]
-            write_text(out / name, _csv_text([header, *map(dataclasses.astuple, rows)]))
+            with _named_failure(out / name):
+                write_text(out / name, _csv_text([header, *map(dataclasses.astuple, rows)]))
 
     @property
     def history(self) -> History:
@@ -98,14 +101,15 @@ class Recorder:
         self._append(GRADIENT_CSV, rows)
 
     def _append(self, name: str, rows: Sequence[EpochRow | GradientRow]) -> None:
-        with open(self._out / name, "a", encoding="utf-8", newline="") as file:
+        path = self._out / name
+        with _named_failure(path), open(path, "a", encoding="utf-8", newline="") as file:
             file.write(_csv_text(map(dataclasses.astuple, rows)))
             file.flush()
             os.fsync(file.fileno())
 
 
 def layer_of(name: str) -> str:
-    """The layer a parameter counts under: ``blocks.3.attn`` for ``blocks.3.attn.qkv.weight``, ``head`` for ``head.bias``."""
+    """The layer a parameter counts under: ``blocks.3.attn`` for ``blocks.3.attn.qkv.weight``."""
     owner = name.split(".")[:-1] or [name]
     number = next((i for i, part in enumerate(owner) if part.isdigit()), None)
     return ".".join(owner[: number + 2]) if number is not None else owner[0]
@@ -133,7 +137,16 @@ def gradient_flow(model: nn.Module, step: int) -> list[GradientRow]:
             for layer, (total, largest) in zip(sums, flow.tolist(), strict=True)]
 
 
-def _csv_text(rows: Any) -> str:
+@contextlib.contextmanager
+def _named_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError("the records could not be written", where=path, found=error,
+                         remedy="make room and resume") from error
+
+
+def _csv_text(rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
