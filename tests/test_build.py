@@ -1,0 +1,140 @@
+"""What the native build makes and what it does without torch, without nvcc, and for another processor."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from vitsparse.backends import native
+
+needs_sources = pytest.mark.usefixtures("root")
+needs_binutils = pytest.mark.skipif(not shutil.which("readelf") or not shutil.which("nm"), reason="binutils not installed")
+built = native.build_facts()
+
+
+def libraries() -> list[Path]:
+    return [native.path(name) for name in native.LIBRARIES if built.get(f"{name}_ops")]
+
+
+def needed(path: Path) -> set[str]:
+    text = subprocess.run(["readelf", "--dynamic", path], capture_output=True, text=True, check=True).stdout
+    assert "RPATH" not in text
+    assert "RUNPATH" not in text
+    return set(re.findall(r"\(NEEDED\).*\[(.+)\]", text))
+
+
+def test_the_native_parts_are_built_and_load():
+    assert built, "vitsparse._core does not import"
+    assert built["cpu_ops"] or built["why_no_cpu_ops"]
+    assert built["cuda_ops"] or built["why_no_cuda_ops"]
+    assert native.available("cpu") == built["cpu_ops"]
+
+
+def test_what_is_built_for_cuda_includes_the_oldest_card_as_machine_code():
+    if not built["cuda_ops"]:
+        pytest.skip(built["why_no_cuda_ops"])
+    assert built["cuda_architectures"].split(";") == ["75-real", "86-real", "90"]
+
+
+@needs_binutils
+def test_the_python_module_needs_no_torch():
+    assert not [name for name in needed(Path(native.core().__file__)) if "torch" in name or "c10" in name]
+
+
+@needs_binutils
+def test_the_op_libraries_use_only_the_stable_abi():
+    """No symbol of torch's C++ interface, which changes from release to release; no Python; no CUDA runtime to find."""
+    for path in libraries():
+        text = subprocess.run(["nm", "--dynamic", "--undefined-only", "--demangle", path],
+                              capture_output=True, text=True, check=True).stdout
+        assert not re.findall(r" U (?:at|c10|torch|caffe2)::.*| U Py\w+| U cuda\w+", text)
+        cuda = {"libtorch_cuda.so"} if "cuda" in path.name else {"libtorch_cpu.so"}
+        assert cuda <= needed(path)
+        assert not [name for name in needed(path) if re.match(r"lib(c10|torch_python|python|cudart)", name)]
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory):
+    """Configure with nothing but a C++ compiler, for a processor of another make; compiles nothing."""
+    cmake, pybind11 = pytest.importorskip("cmake"), pytest.importorskip("pybind11")
+    folder = tmp_path_factory.mktemp("configured")
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "CMakeLists.txt").is_file():
+        pytest.skip("the source tree is not here")
+
+    def configure(processor: str) -> Path:
+        build = folder / processor
+        subprocess.run([Path(cmake.CMAKE_BIN_DIR) / "cmake", "-S", root, "-B", build, "-DCMAKE_BUILD_TYPE=Release",
+                        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                        "-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={processor}"],
+                       check=True, capture_output=True, text=True, timeout=120)
+        return build
+
+    return configure
+
+
+def commands(build: Path) -> dict[str, str]:
+    return {Path(entry["file"]).name: entry["command"]
+            for entry in json.loads((build / "compile_commands.json").read_text())}
+
+
+def test_without_torch_the_rest_is_built_and_the_reason_is_kept(configured):
+    build = configured("x86_64")
+    assert "core.cpp" in commands(build)
+    assert not any("csrc/cpu/" in command for command in commands(build).values())
+    facts = (build / "generated/build_facts.h").read_text()
+    assert re.search(r'kWhyNoCpuOps\[\] = "torch was not found', facts)
+    assert re.search(r'kWhyNoCudaOps\[\] = "torch was not found', facts)
+
+
+def test_wide_instructions_stay_in_the_files_named_after_them(configured):
+    for name, command in commands(configured("x86_64")).items():
+        assert "-march=native" not in command
+        assert ("-mavx512f" in command) == name.endswith("_avx512.cpp"), name
+        assert ("-mavx2" in command) == name.endswith(("_avx512.cpp", "_avx2.cpp")), name
+
+
+def test_another_processor_builds_without_them(configured):
+    other = commands(configured("aarch64"))
+    assert "noop.cpp" in other
+    assert not [name for name, command in other.items() if "_avx" in name or "-mavx" in command]
+
+
+@needs_binutils
+def test_wide_kernels_share_no_inline_function_with_the_rest(root):
+    """The linker keeps one copy of a shared inline function: were it the wide one, an older processor would crash."""
+    objects = sorted((root / "build").glob("native-*/CMakeFiles/vitsparse_kernels.dir/**/*_avx*.o"))
+    if not objects:
+        pytest.skip("the build folder is not here")
+    text = subprocess.run(["nm", "--demangle", "--defined-only", *objects], capture_output=True, text=True, check=True)
+    assert not re.findall(r"^\w+ [WVu] .*$", text.stdout, flags=re.M)
+
+
+@needs_sources
+def test_a_wheel_holds_all_parts(root, tmp_path):
+    """Uses the objects of the build folder, so that it takes seconds."""
+    subprocess.run([sys.executable, "setup.py", "--quiet", "build", "--build-base", tmp_path / "build", "bdist_wheel",
+                    "--bdist-dir", tmp_path / "bdist", "--dist-dir", tmp_path], cwd=root, check=True, timeout=240,
+                   capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"vitsparse/py.typed", "vitsparse/_triton/noop.py", *(f"vitsparse/{path.name}" for path in libraries()),
+            f"vitsparse/{Path(native.core().__file__).name}"} <= names
+    assert {name.split("/")[0] for name in names} == {"vitsparse", next(n for n in names if "METADATA" in n).split("/")[0]}
+
+
+@needs_sources
+@pytest.mark.parametrize("setting", ["VITSPARSE_CUDA=maybe", "VITSPARSE_TORCH_DIR=/nowhere"])
+def test_a_wrong_setting_is_named(root, setting, tmp_path):
+    name, value = setting.split("=")
+    done = subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--build-temp", str(tmp_path)], cwd=root,
+                          env={name: value, "PATH": ""}, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert f"{name}={value}" in done.stderr
