@@ -15,7 +15,7 @@ import pytest
 from vitsparse.backends import native
 
 needs_sources = pytest.mark.usefixtures("root")
-needs_binutils = pytest.mark.skipif(not shutil.which("readelf") or not shutil.which("nm"), reason="binutils not installed")
+needs_binutils = pytest.mark.skipif(not (shutil.which("readelf") and shutil.which("nm")), reason="binutils missing")
 built = native.build_facts()
 
 
@@ -127,7 +127,7 @@ def test_a_wheel_holds_all_parts(root, tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"vitsparse/py.typed", "vitsparse/_triton/noop.py", *(f"vitsparse/{path.name}" for path in libraries()),
             f"vitsparse/{Path(native.core().__file__).name}"} <= names
-    assert {name.split("/")[0] for name in names} == {"vitsparse", next(n for n in names if "METADATA" in n).split("/")[0]}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"vitsparse"}
 
 
 @needs_sources

@@ -1,4 +1,4 @@
-"""Which backend runs: a name is honoured or refused with every reason; ``auto`` takes the first that can and says so."""
+"""Which backend runs: a name is honoured, or refused with every reason; ``auto`` takes the first that can."""
 
 from __future__ import annotations
 
