@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..circuit.files import read_tensors, write_tensors
+from ..circuit.frozen import Frozen
 from ..circuit.graph import Graph
 from ..errors import InputError
 from ..model.edgewise import check_fits, sender_outputs
@@ -23,7 +23,7 @@ FORMAT, VERSION = "vitsparse.ablation", 1
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class Ablation(Frozen):
     """The ablation values a_i of a model.
 
     ``kind`` is ``zero``, ``mean`` or ``counterfactual``; ``values[name]`` is the float32 [T, D] of each sender ``input``,
@@ -38,7 +38,7 @@ class Ablation:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+        self._freeze("values")
 
     @classmethod
     def zero(cls, model: ViT, graph: Graph | None = None) -> Ablation:
@@ -141,8 +141,9 @@ def fingerprint(model: torch.nn.Module) -> str:
     """Hex sha256 over the names, shapes and bytes of a model's state: tells its weights from others."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        data = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(data.shape)}{data.dtype}".encode() + data.view(torch.uint8).numpy().tobytes())
+        # flattened because a tensor without dimensions cannot be viewed as bytes
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + data.numpy().tobytes())
     return digest.hexdigest()
 
 
