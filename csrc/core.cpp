@@ -4,4 +4,5 @@
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Native helpers of vitsparse that need no torch: build facts, CPU features, plan packing.";
   vitsparse::bind_facts(module);
+  vitsparse::bind_plan(module);
 }

@@ -6,5 +6,6 @@
 namespace vitsparse {
 
 void bind_facts(pybind11::module_& module);
+void bind_plan(pybind11::module_& module);
 
 }  // namespace vitsparse

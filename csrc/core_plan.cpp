@@ -1,0 +1,53 @@
+// What the compiler needs to write programs for the CPU, without torch: packing and checking.
+#include <pybind11/numpy.h>
+
+#include <stdexcept>
+
+#include "csrc/core.h"
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/program.h"
+
+namespace vitsparse {
+namespace {
+
+namespace py = pybind11;
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+int64_t packed_size(int64_t outputs, int64_t inputs) {
+  if (outputs < 0 || inputs < 0 || outputs > (1 << 20) || inputs > (1 << 20))
+    throw std::invalid_argument("packed_size: expected extents from 0 to 2^20");
+  return cpu::packed_size(outputs, inputs);
+}
+
+Array<float> pack_linear(const Array<float>& weight) {
+  if (weight.ndim() != 2) throw std::invalid_argument("weight: expected [outputs, inputs]");
+  Array<float> packed(packed_size(weight.shape(0), weight.shape(1)));
+  cpu::pack_linear(weight.data(), weight.shape(0), weight.shape(1), packed.mutable_data());
+  return packed;
+}
+
+py::dict validate_program(const Array<int64_t>& program, int64_t weight_count) {
+  if (program.ndim() != 1) throw std::invalid_argument("program: expected a vector");
+  const cpu::ProgramShape shape = cpu::validate_program({program.data(), program.size()}, weight_count);
+  py::dict result;
+  result["channels"] = shape.channels;
+  result["image_size"] = shape.image_size;
+  result["rows"] = shape.rows;
+  result["width"] = shape.width;
+  return result;
+}
+
+}  // namespace
+
+void bind_plan(py::module_& module) {
+  module.def("packed_size", &packed_size, py::arg("outputs"), py::arg("inputs"),
+             "Floats that a packed [outputs, inputs] matrix takes.");
+  module.def("pack_linear", &pack_linear, py::arg("weight"),
+             "A float32 matrix [outputs, inputs] in the layout of the CPU kernels: one vector, the same on each machine.");
+  module.def("validate_program", &validate_program, py::arg("program"), py::arg("weights_size"),
+             "Checks a program against the number of its weights; returns the sizes of images and result. Raises "
+             "ValueError naming the step and the field.");
+}
+
+}  // namespace vitsparse

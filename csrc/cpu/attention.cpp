@@ -1,0 +1,33 @@
+// Binding of vitsparse::attention for CPU tensors; the contract is vitsparse/ops/attention.py.
+#include "kernels/cpu/attention.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "csrc/cpu/tensors.h"
+
+namespace vitsparse::binding {
+namespace {
+
+Tensor attention(const Tensor& queries, const Tensor& keys, const Tensor& values, int64_t heads, double scale) {
+  const Tensor q = with_dense_rows(queries, "q", 3), k = with_dense_rows(keys, "k", 3), v = with_dense_rows(values, "v", 3);
+  const int64_t images = std::max({q.size(0), k.size(0), v.size(0)}), width = q.size(2);
+  for (const Tensor& x : {q, k, v})
+    STD_TORCH_CHECK((x.size(0) == images || x.size(0) == 1) && x.size(2) == width,
+                    "q, k, v: expected one width and one batch (or 1)");
+  STD_TORCH_CHECK(heads > 0 && width % heads == 0, "heads: expected a divisor of the width ", width);
+  STD_TORCH_CHECK(k.size(1) == v.size(1) && k.size(1) > 0, "k, v: expected the same number of tokens, not 0");
+  const Tensor out = new_rows(q, images, q.size(1), width);
+  if (out.numel() == 0) return out;
+  const cpu::Attention op{rows_of(q), rows_of(k), rows_of(v), mutable_rows_of(out), images, q.size(1), k.size(1),
+                          heads, width / heads, static_cast<float>(scale)};
+  const double scores = static_cast<double>(images * heads * op.queries) * op.keys;
+  run_tasks(op, cpu::attention_tasks(op), scores * (4. * op.head_dim + 60.), cpu::attention);
+  return out;
+}
+
+}  // namespace
+}  // namespace vitsparse::binding
+
+STABLE_TORCH_LIBRARY_IMPL(vitsparse, CPU, m) { m.impl("attention", TORCH_BOX(&vitsparse::binding::attention)); }

@@ -1,0 +1,59 @@
+// From stable-ABI tensors to the memory views of kernels/cpu, with the checks that memory safety needs. The contracts
+// (vitsparse/ops) check first and explain better.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "kernels/cpu/layout.h"
+
+namespace vitsparse::binding {
+
+using torch::stable::Tensor;
+
+inline void check_floats(const Tensor& x, const char* what) {
+  STD_TORCH_CHECK(x.scalar_type() == torch::headeronly::ScalarType::Float && x.is_cpu(), what,
+                  ": the cpu backend takes float32 tensors in CPU memory");
+}
+
+// The tensor itself when its last dimension lies densely in memory, else a contiguous copy.
+inline Tensor with_dense_rows(const Tensor& x, const char* what, int64_t dims) {
+  check_floats(x, what);
+  STD_TORCH_CHECK(x.dim() == dims, what, ": expected ", dims, " dimensions, found ", x.dim());
+  return x.stride(dims - 1) == 1 || x.size(dims - 1) == 1 ? x : torch::stable::contiguous(x);
+}
+
+inline Tensor contiguous_floats(const Tensor& x, const char* what) {
+  check_floats(x, what);
+  return torch::stable::contiguous(x);
+}
+
+// [B or 1, T, D] as rows; a batch of 1 stands for the same rows in each image.
+inline cpu::Rows rows_of(const Tensor& x) {
+  return {static_cast<const float*>(x.const_data_ptr()), x.size(0) == 1 ? 0 : x.stride(0), x.stride(1)};
+}
+
+inline const float* data_of(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
+inline float* mutable_data_of(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+
+// A new contiguous [B, T, D] tensor like `like`, and its rows.
+inline Tensor new_rows(const Tensor& like, int64_t images, int64_t rows, int64_t width) {
+  return torch::stable::new_empty(like, {images, rows, width});
+}
+inline cpu::MutableRows mutable_rows_of(const Tensor& x) {
+  return {mutable_data_of(x), x.size(1) * x.size(2), x.size(2)};
+}
+
+// Floating-point operations below which one thread is faster than two.
+constexpr double kParallelFlops = 1e6;
+
+// Calls kernel(op, begin, end) over `tasks` tasks that take `flops` operations together.
+template <class Operation>
+void run_tasks(const Operation& op, int64_t tasks, double flops, void (*kernel)(const Operation&, int64_t, int64_t)) {
+  const double per_task = flops / static_cast<double>(tasks > 0 ? tasks : 1);
+  const auto grain = static_cast<int64_t>(kParallelFlops / (per_task > 1. ? per_task : 1.)) + 1;
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { kernel(op, begin, end); });
+}
+
+}  // namespace vitsparse::binding

@@ -1,0 +1,49 @@
+// Runs a compiled plan, a program of a few dozen steps, over a batch of images in one call.
+//
+// A program is a vector of int64 words (floats as their float32 bit pattern):
+//   header  MAGIC, VERSION, slots, steps, arena floats per image, channels, image size, output slot
+//   slots   4 words each: space, offset, rows, width
+//             space 0  arena: [batch, rows, width] at arena + offset * batch; slots whose lifetimes differ may share memory
+//             space 1  constant [rows, width] at weights + offset, the same for each image; read-only
+//             space 2  the result [batch, rows, width]; the output slot alone
+//   steps   opcode, number of operand words, operands (program_format.h)
+#pragma once
+#include <cstdint>
+
+namespace vitsparse::cpu {
+
+struct Words {
+  const int64_t* data;
+  int64_t count;
+};
+
+// What a caller must supply and will get.
+struct ProgramShape {
+  int64_t channels, image_size;   // images [batch, channels, image_size, image_size]
+  int64_t rows, width;            // result [batch, rows, width]
+};
+
+// Checks every word, so that a program that passes cannot read or write outside the arena, the weights, the images and
+// the result, whatever its origin. Throws std::invalid_argument naming the step, the field, and expected and found.
+ProgramShape validate_program(Words program, int64_t weight_count);
+
+// How the caller lends threads: parallel_for(n, body, state) calls body(state, begin, end) on disjoint ranges that cover
+// [0, n), on at most `count` threads, and returns when all are done.
+struct Threads {
+  using Body = void (*)(void* state, int64_t begin, int64_t end);
+  int64_t count;
+  void (*parallel_for)(int64_t n, Body body, void* state);
+};
+
+struct ProgramRun {
+  Words program;         // validated against these weights
+  const float* weights;
+  const float* images;   // [batch, channels, image_size, image_size]
+  float* result;         // [batch, rows, width]
+  int64_t batch;
+};
+
+// Allocates nothing after the first call on a thread with programs of this size.
+void run_program(const ProgramRun& run, const Threads& threads);
+
+}  // namespace vitsparse::cpu

@@ -1,0 +1,120 @@
+"""Writes programs for tests: named slots and steps in, words and weights out. No memory is shared between slots."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitsparse import _core
+
+MAGIC, VERSION = 0x76737067, 1
+PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL = range(1, 8)
+ARENA, CONSTANT, RESULT = range(3)
+NONE = (-1, 0, 0, 0)
+
+
+def bits(x: float) -> int:
+    return struct.unpack("<i", struct.pack("<f", x))[0]
+
+
+@dataclass
+class ProgramWriter:
+    channels: int
+    image_size: int
+    slots: list[tuple[int, int, int, int]] = field(default_factory=list)
+    steps: list[list[int]] = field(default_factory=list)
+    weights: list[np.ndarray] = field(default_factory=list)
+    arena: int = 0
+    stored: int = 0
+    output: int = 0
+
+    def store(self, values: Tensor | np.ndarray) -> int:
+        flat = np.asarray(values, dtype=np.float32).ravel()
+        flat = np.concatenate([flat, np.full(-flat.size % 16, np.nan, np.float32)])  # what lies between is never read
+        offset, self.stored = self.stored, self.stored + flat.size
+        self.weights.append(flat)
+        return offset
+
+    def pack(self, weight: Tensor) -> int:
+        return self.store(_core.pack_linear(weight.detach().numpy()))
+
+    def slot(self, rows: int, width: int) -> int:
+        self.slots.append((ARENA, self.arena, rows, width))
+        self.arena += -(-rows * width // 16) * 16
+        return len(self.slots) - 1
+
+    def constant(self, values: Tensor) -> int:
+        self.slots.append((CONSTANT, self.store(values), *values.shape))
+        return len(self.slots) - 1
+
+    def result(self, rows: int, width: int) -> int:
+        self.slots.append((RESULT, 0, rows, width))
+        self.output = len(self.slots) - 1
+        return self.output
+
+    def view(self, slot: int, row0: int = 0, rows: int | None = None, col0: int = 0) -> tuple[int, int, int, int]:
+        return (slot, row0, self.slots[slot][2] - row0 if rows is None else rows, col0)
+
+    def step(self, op: int, *operands: int | tuple[int, ...]) -> None:
+        flat = [word for operand in operands for word in (operand if isinstance(operand, tuple) else (operand,))]
+        self.steps.append([op, len(flat), *flat])
+
+    def linear(self, src, dst, weight: Tensor, bias: Tensor | None = None, gelu=False, accumulate=False) -> None:
+        bias_rows = 1 if bias is None or bias.dim() == 1 else bias.shape[0]
+        self.step(LINEAR, src, dst, weight.shape[1], weight.shape[0], self.pack(weight),
+                  -1 if bias is None else self.store(bias.detach()), bias_rows, int(gelu), int(accumulate))
+
+    def sum_norm(self, sources, offset: Tensor | None, width: int, eps: float, total, normed) -> None:
+        self.step(SUM_NORM, len(sources), *sources, -1 if offset is None else self.store(offset.detach()), width, bits(eps),
+                  total, normed)
+
+    def words(self) -> Tensor:
+        header = [MAGIC, VERSION, len(self.slots), len(self.steps), self.arena, self.channels, self.image_size, self.output]
+        body = [word for part in (*self.slots, *self.steps) for word in part]
+        return torch.tensor(header + body, dtype=torch.int64)
+
+    def blob(self) -> Tensor:
+        return torch.from_numpy(np.concatenate([*self.weights, np.zeros(16, np.float32)]))
+
+
+def write_dense(model) -> ProgramWriter:
+    """The program of a dense ``vitsparse.model`` ViT: every step the compiler can emit for one, and nothing clever."""
+    c = model.config
+    tokens, width, heads, dim = c.num_tokens, c.embed_dim, c.num_heads, c.head_dim
+    p = ProgramWriter(c.in_chans, c.img_size)
+    patches = p.slot(c.num_patches, c.in_chans * c.patch_size**2)
+    stream, normed, z = p.slot(tokens, width), p.slot(tokens, width), p.slot(tokens, width)
+    qkv, hidden, mean = p.slot(tokens, 3 * width), p.slot(tokens, c.mlp_hidden), p.slot(1, width)
+    logits = p.result(1, c.num_classes)
+    position = model.pos_embed[0]
+    first = (model.cls_token[0] + position[:1]).detach()
+    conv = model.patch_embed.proj
+    p.step(PATCHES, p.view(patches), c.patch_size)
+    p.step(FILL, p.store(first), p.view(stream, 0, 1), width)
+    p.linear(p.view(patches), p.view(stream, 1), conv.weight.flatten(1), conv.bias + position[1:])
+    for block in model.blocks:
+        for norm, read in ((block.norm1, "attention"), (block.norm2, "mlp")):
+            p.sum_norm([p.view(stream)], None, width, c.norm_eps, NONE, p.view(normed))
+            into = block.attn.qkv if read == "attention" else block.mlp.fc1
+            weight, bias = into.weight * norm.weight, into.weight @ norm.bias + into.bias
+            if read == "attention":
+                p.linear(p.view(normed), p.view(qkv), weight, bias)
+                p.step(ATTENTION, p.view(qkv), p.view(qkv, col0=width), p.view(qkv, col0=2 * width), p.view(z), heads, dim,
+                       bits(dim**-0.5))
+                p.linear(p.view(z), p.view(stream), block.attn.proj.weight, block.attn.proj.bias, accumulate=True)
+            else:
+                p.linear(p.view(normed), p.view(hidden), weight, bias, gelu=True)
+                p.linear(p.view(hidden), p.view(stream), block.mlp.fc2.weight, block.mlp.fc2.bias, accumulate=True)
+    if c.global_pool == "avg":
+        p.step(MEAN_ROWS, p.view(stream, 1), p.view(mean), width)
+        norm, row = model.fc_norm, p.view(mean)
+    else:
+        norm, row = model.norm, p.view(stream, 0, 1)
+    last = p.view(normed, 0, 1)
+    p.sum_norm([row], None, width, c.norm_eps, NONE, last)
+    p.linear(last, p.view(logits), model.head.weight * norm.weight, model.head.weight @ norm.bias + model.head.bias)
+    return p

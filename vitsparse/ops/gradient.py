@@ -1,0 +1,64 @@
+"""Gradients of ops whose kernels have none of their own: the vector-Jacobian product of the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def differentiate_as(op: str, reference: Callable[..., Any]) -> None:
+    """Register for ``op`` the gradient of ``reference``, which takes the same arguments and computes the same.
+
+    The backward pass runs the reference once more and differentiates that: right on every backend, and paid only by
+    those who train through kernels. Arguments may be tensors, lists of tensors, None, and plain values.
+    """
+
+    def setup_context(ctx, inputs: tuple, output: Any) -> None:
+        flat, ctx.layout = _flatten(inputs)
+        ctx.save_for_backward(*flat)
+
+    def backward(ctx, *grads: Tensor | None):
+        with torch.enable_grad():
+            flat = [x.detach().requires_grad_(x.is_floating_point()) for x in ctx.saved_tensors]
+            outputs = reference(*_unflatten(ctx.layout, flat))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        used = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
+        wanted = [x for x in flat if x.requires_grad]
+        found = iter(torch.autograd.grad([y for y, _ in used], wanted, [g for _, g in used], allow_unused=True))
+        return _unflatten([_no_values(spec) for spec in ctx.layout], [next(found) if x.requires_grad else None for x in flat])
+
+    torch.library.register_autograd(op, backward, setup_context=setup_context)
+
+
+def _flatten(inputs: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
+    """The tensors among the inputs, and what is needed to put them back: "tensor", a list's length, or the value."""
+    flat, layout = [], []
+    for value in inputs:
+        if isinstance(value, Tensor):
+            flat.append(value)
+            layout.append(("tensor", 1))
+        elif isinstance(value, (list, tuple)):
+            flat.extend(value)
+            layout.append(("tensors", len(value)))
+        else:
+            layout.append(("value", value))
+    return flat, layout
+
+
+def _unflatten(layout: Sequence[tuple[str, Any]], flat: Sequence[Any]) -> tuple[Any, ...]:
+    values, rest = [], iter(flat)
+    for kind, what in layout:
+        if kind == "tensor":
+            values.append(next(rest))
+        elif kind == "tensors":
+            values.append([next(rest) for _ in range(what)])
+        else:
+            values.append(what)
+    return tuple(values)
+
+
+def _no_values(spec: tuple[str, Any]) -> tuple[str, Any]:
+    return ("value", None) if spec[0] == "value" else spec

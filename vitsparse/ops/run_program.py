@@ -1,0 +1,48 @@
+"""``run_program``: a whole compiled plan over a batch of images in one call. This file owns the contract.
+
+    cpu   kernels/cpu/program*.{h,cpp},  bound by csrc/cpu/run_program.cpp
+
+The words of a program are described in kernels/cpu/program.h and program_format.h; the compiler writes them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .backend import choose
+from .checks import expect
+
+RESULT_SLOT = 7  # word of the header that names the slot of the result
+HEADER_WORDS, SLOT_WORDS = 8, 4
+
+
+def run_program(images: Tensor, program: Tensor, weights: Tensor) -> Tensor:
+    """The result [B, rows, width] of ``program`` on ``images``, all in CPU memory; inference only, no gradient.
+
+    ``images``: float32 [B, C, S, S]; ``program``: int64 vector; ``weights``: float32 vector with every constant that the
+    program names. Every word is checked on every call, so that a wrong program raises and never reads or writes outside
+    its memory. Raises :class:`~vitsparse.errors.InputError` naming the step and the field.
+    """
+    expect(images.dim() == 4 and images.dtype == torch.float32, "run_program: images", "float32 [B, C, S, S]",
+           f"{images.dtype} {list(images.shape)}")
+    expect(weights.dim() == 1 and weights.dtype == torch.float32, "run_program: weights", "a float32 vector",
+           f"{weights.dtype} {list(weights.shape)}")
+    expect(program.dim() == 1 and program.dtype == torch.int64, "run_program: program", "an int64 vector",
+           f"{program.dtype} {list(program.shape)}")
+    choose("cpu", images.device.type, ("cpu",))
+    try:
+        return torch.ops.vitsparse.run_program(images, program, weights)
+    except RuntimeError as error:
+        raise InputError("the program cannot run", where="run_program", found=str(error).splitlines()[0]) from error
+
+
+torch.library.define("vitsparse::run_program", "(Tensor images, Tensor program, Tensor weights) -> Tensor")
+
+
+@torch.library.register_fake("vitsparse::run_program")
+def _fake(images: Tensor, program: Tensor, weights: Tensor) -> Tensor:
+    """The shape depends on the words of the program, which tracing does not see: two unbacked sizes."""
+    context = torch.library.get_ctx()
+    return images.new_empty((images.shape[0], context.new_dynamic_size(), context.new_dynamic_size()))
