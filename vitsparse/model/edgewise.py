@@ -44,6 +44,7 @@ def edgewise_forward(model: ViT, images: Tensor, keep: Any, *, graph: Graph, abl
     ``ablation`` gives the value a_i that stands in for a cut edge. ``labels`` [B] are only read by a counterfactual
     ablation, whose corruption may depend on them. Raises :class:`InputError` when model, graph and keep do not fit.
     """
+    check_fits(model, graph)
     keep = edge_weights(keep, graph, like=images)
     constants = ablation_constants(model, images, graph=graph, ablation=ablation, labels=labels)
     return Edgewise(model, graph, constants).run(images, keep)
@@ -64,7 +65,12 @@ def ablation_constants(model: ViT, images: Tensor, *, graph: Graph, ablation: Ab
     """[S, 1, T, D] (the same for every image) or, for a counterfactual ablation, [S, B, T, D]."""
     if ablation.corrupt is not None:
         return sender_outputs(model, ablation.corrupt(images, labels), graph)
-    return ablation.stacked(graph).to(images)[:, None]
+    constants = ablation.stacked(graph).to(images)
+    tokens_and_width = (model.config.num_tokens, model.config.embed_dim)
+    if constants.shape[1:] != tokens_and_width:
+        raise InputError("the ablation is of a model of another shape", where="ablation",
+                         expected=f"values {list(tokens_and_width)}", found=f"values {list(constants.shape[1:])}")
+    return constants[:, None]
 
 
 def edge_weights(keep: Any, graph: Graph, *, like: Tensor) -> Tensor:
