@@ -1,0 +1,9 @@
+"""Figures and tables from result values. Nothing here computes a result; matplotlib is imported only to draw."""
+
+from .circuit_picture import draw_circuit
+from .curves import draw_curves, draw_gradient_flow
+from .style import require_matplotlib, save_figure
+from .tables import results_table, speed_lines
+
+__all__ = ["draw_curves", "draw_gradient_flow", "draw_circuit", "save_figure", "require_matplotlib", "results_table",
+           "speed_lines"]
