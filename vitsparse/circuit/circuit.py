@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from ..errors import InputError, nearest
 from . import liveness
 from .files import read_json, write_json
+from .frozen import Frozen
 from .graph import Graph
 
 FORMAT, VERSION = "vitsparse.circuit", 1
@@ -34,7 +34,7 @@ def as_edge_vector(graph: Graph, values: Any, where: str) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Frozen):
     """Graph + the edges that stay (``keep``: read-only bool [E] in canonical order) + where they come from.
 
     ``ablation`` names what stands in for a cut edge (``{"kind", "sha256"}``), ``provenance`` how the circuit was found.
@@ -56,9 +56,8 @@ class Circuit:
             keep = keep.astype(bool)
         keep.setflags(write=False)
         object.__setattr__(self, "keep", keep)
-        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
-        if self.ablation is not None:
-            object.__setattr__(self, "ablation", MappingProxyType(dict(self.ablation)))
+        self._freeze("provenance")
+        self._freeze("ablation")
 
     @classmethod
     def full(cls, graph: Graph) -> Circuit:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,14 @@ import numpy as np
 from ..errors import InputError
 from .circuit import Circuit, as_edge_vector
 from .files import read_tensors, write_tensors
+from .frozen import Frozen
 from .graph import Graph
 
 FORMAT, VERSION = "vitsparse.edge_scores", 1
 
 
 @dataclass(frozen=True, eq=False)
-class EdgeScores:
+class EdgeScores(Frozen):
     """A score for every edge of ``graph``, float64 [E] in canonical order; positive means that cutting it hurts.
 
     ``provenance`` says how the scores were made (method, metric, ...). NaN and infinity are refused.
@@ -39,7 +39,7 @@ class EdgeScores:
                              remedy="look for NaN in the model's logits or the ablation")
         values.setflags(write=False)
         object.__setattr__(self, "values", values)
-        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+        self._freeze("provenance")
 
     def top_k(self, n: int, *, by: str = "magnitude") -> Circuit:
         """Keep exactly the ``n`` highest edges; ties go to the earlier edge in canonical order."""

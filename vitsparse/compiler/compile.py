@@ -17,7 +17,7 @@ from .passes.share_sums import share_sums
 from .passes.slice_weights import slice_weights
 from .passes.widen_products import widen_products
 from .plan import Plan
-from .translate import translate
+from .translate import append_head, translate
 
 Pass = Callable[[Plan], Plan]
 
@@ -27,14 +27,13 @@ def front_passes(parameters: Mapping[str, Tensor]) -> tuple[Pass, ...]:
     return drop_dead, partial(fold_constants, parameters=parameters), drop_dead, slice_weights
 
 
-# Slicing comes before them because the plan for logits and the one for features then share their parameters.
+# Slicing comes before these because the plan for logits and the one for features share their parameters.
 BACK_PASSES: tuple[Pass, ...] = (narrow_tokens, group_readers, widen_products, share_sums)
 
 
-def front(config: ViTConfig, circuit: Circuit, ablation_values: Tensor, parameters: Mapping[str, Tensor], *,
-          features: bool = False) -> Plan:
-    """The plan of what is left of the model, every token and node on its own."""
-    plan = translate(config, circuit, ablation_values, features=features)
+def front(config: ViTConfig, circuit: Circuit, ablation_values: Tensor, parameters: Mapping[str, Tensor]) -> Plan:
+    """The plan of what is left of the model in front of its head, every token and node still on its own."""
+    plan = translate(config, circuit, ablation_values)
     for run_pass in front_passes(parameters):
         plan = run_pass(plan)
     return plan
@@ -45,3 +44,9 @@ def back(plan: Plan) -> Plan:
     for run_pass in BACK_PASSES:
         plan = run_pass(plan)
     return plan
+
+
+def logits_plan(plan: Plan, parameters: Mapping[str, Tensor]) -> Plan:
+    """The plan for logits from a front plan. Where nothing depends on the image it is one stored vector."""
+    whole = append_head(plan)
+    return fold_constants(whole, parameters) if plan.output.name in plan.constants else back(whole)

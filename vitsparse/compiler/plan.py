@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from ..circuit.frozen import Frozen
 from ..model.config import ViTConfig
 
 Range = tuple[int, int]
@@ -240,7 +240,7 @@ class MeanRows(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Frozen):
     """A program for a ViT of shape ``config``; see the module's head.
 
     ``constants`` maps names to tensors ([rows, width] with all rows, patterns [heads, Tq, Tk]); ``parameters`` maps a
@@ -256,8 +256,8 @@ class Plan:
     passes: tuple[str, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "constants", MappingProxyType(dict(self.constants)))
-        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+        self._freeze("constants")
+        self._freeze("parameters")
 
     def after(self, name: str, **changes: Any) -> Plan:
         """A copy with ``changes``, with pass ``name`` recorded, and without the constants nobody names any more."""

@@ -7,6 +7,7 @@ Every reader sums its own senders and the ablation values of the ones it lost, e
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,13 +19,33 @@ from ..model.edgewise import group_bounds
 from .plan import Attention, Bias, Embed, Linear, MeanRows, Plan, Range, Step, SumNorm, View, Weight
 
 
-def translate(config: ViTConfig, circuit: Circuit, ablation_values: Tensor, *, features: bool = False) -> Plan:
-    """The naive plan of ``circuit`` for a ViT of shape ``config``.
+def translate(config: ViTConfig, circuit: Circuit, ablation_values: Tensor) -> Plan:
+    """The naive plan of ``circuit`` for a ViT of shape ``config``, up to what its head reads.
 
-    ``ablation_values`` is [S, T, D] (``Ablation.stacked``). With ``features`` the plan ends in front of the head: at
-    LayerNorm(r_logits) without its affine part (at r_logits itself for ``"avg"``), for all tokens.
+    ``ablation_values`` is [S, T, D] (``Ablation.stacked``). The output is LayerNorm(r_logits) without its affine part, or
+    r_logits itself for ``global_pool="avg"``, for all tokens; :func:`append_head` goes on to the logits.
     """
-    return _Translation(config, circuit, ablation_values).plan(features)
+    return _Translation(config, circuit, ablation_values).plan()
+
+
+def append_head(plan: Plan) -> Plan:
+    """``plan`` with the classifier behind it: the class token, or the norm of the mean patch."""
+    config = plan.config
+    width, classes = (0, config.embed_dim), ((0, config.num_classes),)
+    steps: list[Step] = []
+    normed = View(plan.output.name, (0, 1), width)
+    if config.global_pool == "avg":
+        mean, normed = View("mean", (0, 1), width), View("n.mean", (0, 1), width)
+        steps = [MeanRows(View(plan.output.name, (1, config.num_tokens), width), mean),
+                 SumNorm(("logits",), (mean,), normed=normed)]
+    steps.append(Linear(normed, View("logits", (0, 1), classes[0]), Weight("head.weight", classes, (width,)),
+                        Bias("head.bias", classes), norm=head_norm(config)))
+    return replace(plan, steps=(*plan.steps, *steps), output=steps[-1].writes[0])
+
+
+def head_norm(config: ViTConfig) -> str:
+    """The LayerNorm in front of the classifier."""
+    return "norm" if config.global_pool == "token" else "fc_norm"
 
 
 class _Translation:
@@ -35,14 +56,14 @@ class _Translation:
         self.rows: Range = (0, config.num_tokens)
         self.width: Range = (0, config.embed_dim)
 
-    def plan(self, features: bool) -> Plan:
+    def plan(self) -> Plan:
         steps: list[Step] = [Embed(self._stream("s.input"), self.config.in_chans * self.config.patch_size**2)]
         readers = {}
         for reader in self.graph.reader_nodes:
             readers.setdefault((reader.layer, reader.kind == "mlp"), []).append(reader)
         for (layer, is_mlp), group in readers.items():
             if group[0].kind == "logits":
-                steps += self._logits(group[0], features)
+                steps.append(self._input(group[0], norm=self.config.global_pool == "token"))
             elif is_mlp:
                 steps += self._mlp(layer, group[0])
             else:
@@ -113,19 +134,3 @@ class _Translation:
 
     def _layer_scale(self, layer: int, position: int) -> str | None:
         return f"blocks.{layer}.ls{position}.gamma" if self.config.init_values else None
-
-    def _logits(self, reader: Reader, features: bool) -> Iterator[Step]:
-        token_pool = self.config.global_pool == "token"
-        step = self._input(reader, norm=token_pool)
-        yield step
-        if features:
-            return
-        normed = View(step.out.name, (0, 1), self.width)
-        if not token_pool:
-            mean, normed = View("mean", (0, 1), self.width), View("n.mean", (0, 1), self.width)
-            yield MeanRows(View(step.out.name, (1, self.rows[1]), self.width), mean)
-            yield SumNorm(("logits",), (mean,), normed=normed)
-        classes = ((0, self.config.num_classes),)
-        yield Linear(normed, View("logits", (0, 1), classes[0]), Weight("head.weight", classes, (self.width,)),
-                     Bias("head.bias", classes), norm="norm" if token_pool else "fc_norm")
-

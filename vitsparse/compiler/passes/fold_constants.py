@@ -26,7 +26,7 @@ def fold_constants(plan: Plan, parameters: Mapping[str, Tensor]) -> Plan:
 class _Folding:
     def __init__(self, plan: Plan, parameters: Mapping[str, Tensor]):
         self.plan = plan
-        self.dtype = parameters["cls_token"].dtype
+        self.dtype = parameters["head.weight"].dtype
         wide = {key: value.detach().double().cpu() for key, value in parameters.items()}
         self.constants = {name: value.double().cpu() for name, value in plan.constants.items()}
         self.env = Environment(plan, wide, self.constants)

@@ -12,13 +12,14 @@ from dataclasses import replace
 
 from ..execute import EMBED_KEYS
 from ..plan import Embed, Linear, Plan, Range, Step, SumNorm, length
+from ..translate import head_norm
 
 Slices = tuple[tuple[Range, ...], ...]
 
 
 def slice_weights(plan: Plan) -> Plan:
     """Slice every parameter to what the plan uses and let the steps point into the slices."""
-    used: dict[str, list[set[Range]]] = {}
+    used = _head_parameters(plan)
     for step in plan.steps:
         for key, ranges in _uses(step, scaled=bool(plan.config.init_values)):
             sets = used.setdefault(key, [set() for _ in ranges])
@@ -27,6 +28,12 @@ def slice_weights(plan: Plan) -> Plan:
     parameters = {key: tuple(map(union, sets)) for key, sets in used.items()}
     steps = tuple(_repoint(step, parameters) if isinstance(step, Linear) else step for step in plan.steps)
     return plan.after("slice_weights", steps=steps, parameters=parameters)
+
+
+def _head_parameters(plan: Plan) -> dict[str, list[set[Range]]]:
+    """The head stays whole: it is not part of the graph, and it follows a plan only later."""
+    norm, classes, width = head_norm(plan.config), (0, plan.config.num_classes), (0, plan.config.embed_dim)
+    return {f"{norm}.weight": [], f"{norm}.bias": [], "head.weight": [{classes}, {width}], "head.bias": [{classes}]}
 
 
 def _uses(step: Step, *, scaled: bool) -> Iterable[tuple[str, Slices]]:
