@@ -17,8 +17,9 @@ from vitsparse.training import EpochRow, GradientRow
 
 
 def epochs(count: int, validated: bool = True) -> list[EpochRow]:
-    return [EpochRow(i, 10 * (i + 1), 1e-3 / (i + 1), 2 / (i + 1), 1 - 1 / (i + 2), 2.5 / (i + 1) if validated else None,
-                     0.9 if validated else None, 1.0, 100.0, 0) for i in range(count)]
+    return [EpochRow(i, 10 * (i + 1), 1e-3 / (i + 1), 2 / (i + 1), 1 - 1 / (i + 2),
+                     2.5 / (i + 1) if validated else None, 0.9 if validated else None, 1.0, 100.0, 0)
+            for i in range(count)]
 
 
 def gradients(steps: int, layers: tuple[str, ...] = ("patch_embed", "blocks.0.attn", "head")) -> list[GradientRow]:
@@ -48,7 +49,8 @@ def test_curves_show_the_values_and_the_last_of_them():
     loss, accuracy, rate = figure.axes
     assert [line.get_xdata().tolist() for line in loss.lines] == [[1, 2, 3, 4, 5]] * 2
     assert accuracy.lines[0].get_ydata()[-1] == pytest.approx(100 * (1 - 1 / 6))
-    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training, last 0.400", "validation, last 0.500"]
+    names = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert names == ["training, last 0.400", "validation, last 0.500"]
     assert rate.lines[0].get_ydata()[0] == 1e-3
 
 
@@ -66,7 +68,8 @@ def test_gradient_map_has_a_cell_for_every_layer_and_update():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["patch_embed", "blocks.0.attn", "head"]
 
 
-@pytest.mark.parametrize("rows", [gradients(1), [GradientRow(0, "head", 0.0, 0.0)], gradients(2, tuple("abcdefgh" * 5))])
+@pytest.mark.parametrize("rows", [gradients(1), [GradientRow(0, "head", 0.0, 0.0)],
+                                  gradients(2, tuple(f"layer{i}" for i in range(40)))], ids=["one", "zero", "many"])
 def test_gradient_map_of_one_update_of_zeros_and_of_many_layers(rows, tmp_path):
     assert all(path.stat().st_size > 1000 for path in save_figure(draw_gradient_flow(rows), tmp_path / "flow"))
 

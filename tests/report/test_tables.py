@@ -18,7 +18,8 @@ def row(flops: int, latency_ms: dict, **changes) -> dict:
 
 @pytest.fixture
 def results() -> dict:
-    dense = {"1": {"eager": quantiles(1.0), "compile": quantiles(0.8)}, "32": {"eager": quantiles(8.0), "compile": quantiles(9.0)}}
+    dense = {"1": {"eager": quantiles(1.0), "compile": quantiles(0.8)},
+             "32": {"eager": quantiles(8.0), "compile": quantiles(9.0)}}
     ours = {"1": {"cpu": quantiles(0.2)}, "32": {"cpu": quantiles(5.0)}}
     return {"rows": {"dense": row(10_000_000, dense),
                      "finetuned": row(6_400_000, ours, edges_kept=123, nodes_dead=7, nodes_constant=2, kl=0.0213)},
