@@ -6,13 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from ..errors import InputError, nearest
 
-AMP_MODES = ("auto", "off", "fp16", "bf16")
+Amp = Literal["auto", "off", "fp16", "bf16"]
 
 # How often to write does not change what is learned, so a resumed run may change it.
 CADENCE_FIELDS = frozenset({"record_every", "checkpoint_every_epochs", "checkpoint_every_s", "checkpoint_every_steps"})
@@ -29,33 +29,40 @@ _POSITIVE = ("lr", "eps", "temperature")
 class Recipe:
     """AdamW (Loshchilov and Hutter 2019) with linear warm-up and a cosine schedule per step.
 
-    ``lr`` and ``min_lr`` are the peak and the end of the schedule; ``warmup_epochs`` may be a fraction. ``clip_grad``
-    is the largest total gradient norm (0: no clipping). ``amp`` is ``"auto"``, ``"off"``, ``"fp16"`` or ``"bf16"``, see
-    :func:`amp_policy`. The loss is ``(1 - distill_weight) CE + distill_weight T^2 KL(teacher_T || model_T)`` with
-    ``T = temperature``. ``batch_size`` is for whoever builds the stream. Gradient flow is recorded every
-    ``record_every`` steps, checkpoints are written after so many epochs, seconds or steps; 0 switches each of them off.
-
     Raises :class:`InputError` naming the field when a value is out of its range.
     """
 
     epochs: int = 30
     batch_size: int = 128
+    """images per update; for whoever builds the stream"""
     lr: float = 1e-3
+    """the learning rate at the end of the warm-up, its largest"""
     weight_decay: float = 0.05
+    """on matrices only: not on biases, norms, class token and position embedding"""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     warmup_epochs: float = 1.0
+    """may be a fraction"""
     min_lr: float = 1e-6
+    """the learning rate at the end of the schedule"""
     clip_grad: float = 1.0
+    """largest total norm of the gradients; 0: no clipping"""
     label_smoothing: float = 0.0
-    amp: str = "auto"
+    amp: Amp = "auto"
+    """mixed precision; auto: fp16 with a loss scaler on CUDA before sm_80, bf16 from there on, off on CPU"""
     distill_weight: float = 0.0
+    """w in the loss (1 - w) CE + w T^2 KL(teacher_T || model_T)"""
     temperature: float = 1.0
+    """T, by which the logits are divided for distillation"""
     seed: int = 0
     record_every: int = 50
+    """updates between two records of the gradient flow; 0: none"""
     checkpoint_every_epochs: int = 1
+    """0: not by epochs"""
     checkpoint_every_s: float = 300.0
+    """seconds; 0: not by time"""
     checkpoint_every_steps: int = 0
+    """0: not by updates"""
 
     def __post_init__(self) -> None:
         for name, low in _INTEGERS.items():
@@ -73,8 +80,8 @@ class Recipe:
                 type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
             raise _refused("betas", "two numbers, at least 0 and below 1", betas)
         object.__setattr__(self, "betas", tuple(betas))
-        if self.amp not in AMP_MODES:
-            raise _refused("amp", " or ".join(AMP_MODES), self.amp)
+        if self.amp not in get_args(Amp):
+            raise _refused("amp", " or ".join(get_args(Amp)), self.amp)
         if self.min_lr > self.lr:
             raise _refused("min_lr", f"at most lr = {self.lr}", self.min_lr)
         if self.warmup_epochs > self.epochs:
@@ -116,7 +123,7 @@ class AmpPolicy:
     scale_loss: bool = False
 
 
-def amp_policy(mode: str, device_type: str, capability: tuple[int, int] | None = None) -> AmpPolicy:
+def amp_policy(mode: Amp, device_type: str, capability: tuple[int, int] | None = None) -> AmpPolicy:
     """What ``Recipe.amp`` means on a device; ``capability`` is that of the CUDA device, such as ``(7, 5)``.
 
     ``"auto"`` is off on CPU, fp16 with a loss scaler on CUDA before sm_80 (no bf16 there), bf16 from sm_80 on.
