@@ -11,7 +11,7 @@ using namespace format;
 
 // Extents are small enough that the product of three of them fits in 63 bits, so no check below can overflow.
 constexpr int64_t max_extent = 1 << 20;
-constexpr int64_t max_offset = int64_t{1} << 48;
+constexpr int64_t max_arena = int64_t{1} << 32;
 
 const char* name_of(Op op) {
   static const char* names[] = {"PATCHES", "LINEAR", "SUM_NORM", "ATTENTION", "APPLY_PATTERN", "MEAN_ROWS", "FILL"};
@@ -72,7 +72,7 @@ class Validator {
     require_equal("version", version, header_.version);
     require_range("slots", 1, max_extent, header_.slots);
     require_range("steps", 0, max_extent, header_.steps);
-    require_range("arena floats per image", 0, max_offset, header_.arena_floats);
+    require_range("arena floats per image", 0, max_arena, header_.arena_floats);
     require_extent("channels", header_.channels);
     require_extent("image size", header_.image_size);
     require_range("output slot", 0, header_.slots - 1, header_.output_slot);

@@ -69,11 +69,12 @@ class ProgramWriter:
                   -1 if bias is None else self.store(bias.detach()), bias_rows, int(gelu), int(accumulate))
 
     def sum_norm(self, sources, offset: Tensor | None, width: int, eps: float, total, normed) -> None:
-        self.step(SUM_NORM, len(sources), *sources, -1 if offset is None else self.store(offset.detach()), width, bits(eps),
-                  total, normed)
+        stored = -1 if offset is None else self.store(offset.detach())
+        self.step(SUM_NORM, len(sources), *sources, stored, width, bits(eps), total, normed)
 
     def words(self) -> Tensor:
-        header = [MAGIC, VERSION, len(self.slots), len(self.steps), self.arena, self.channels, self.image_size, self.output]
+        header = [MAGIC, VERSION, len(self.slots), len(self.steps)]
+        header += [self.arena, self.channels, self.image_size, self.output]
         body = [word for part in (*self.slots, *self.steps) for word in part]
         return torch.tensor(header + body, dtype=torch.int64)
 
@@ -103,8 +104,8 @@ def write_dense(model) -> ProgramWriter:
             weight, bias = into.weight * norm.weight, into.weight @ norm.bias + into.bias
             if read == "attention":
                 p.linear(p.view(normed), p.view(qkv), weight, bias)
-                p.step(ATTENTION, p.view(qkv), p.view(qkv, col0=width), p.view(qkv, col0=2 * width), p.view(z), heads, dim,
-                       bits(dim**-0.5))
+                q, k, v = (p.view(qkv, col0=i * width) for i in range(3))
+                p.step(ATTENTION, q, k, v, p.view(z), heads, dim, bits(dim**-0.5))
                 p.linear(p.view(z), p.view(stream), block.attn.proj.weight, block.attn.proj.bias, accumulate=True)
             else:
                 p.linear(p.view(normed), p.view(hidden), weight, bias, gelu=True)

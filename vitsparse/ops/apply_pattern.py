@@ -1,4 +1,4 @@
-"""``apply_pattern``: values weighted by an attention pattern that is the same for each image. This file owns the contract.
+"""``apply_pattern``: values weighted by a constant attention pattern. This file owns the contract.
 
     reference   vitsparse/backends/reference.py          torch   vitsparse/backends/portable.py
     cpu         kernels/cpu/apply_pattern*.{h,cpp},  bound by csrc/cpu/apply_pattern.cpp

@@ -23,11 +23,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, backend
     Raises :class:`~vitsparse.errors.InputError` for shapes or dtypes that do not fit.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
-        expect(x.dim() == 3 and x.shape[2] == q.shape[-1], f"attention: {name}", f"[B, T, {q.shape[-1]}]", list(x.shape))
+        fits = x.dim() == 3 and x.shape[2] == q.shape[-1]
+        expect(fits, f"attention: {name}", f"[B, T, {q.shape[-1]}]", list(x.shape))
     images = max(x.shape[0] for x in (q, k, v))
     for name, x in (("q", q), ("k", k), ("v", v)):
         expect(x.shape[0] in (1, images), f"attention: batch of {name}", f"{images} or 1", x.shape[0])
-    expect(k.shape[1] == v.shape[1] >= 1, "attention: tokens of k and v", "one number, at least 1", (k.shape[1], v.shape[1]))
+    tokens = (k.shape[1], v.shape[1])
+    expect(k.shape[1] == v.shape[1] >= 1, "attention: tokens of k and v", "one number, at least 1", tokens)
     expect(heads >= 1 and q.shape[2] % heads == 0, "attention: heads", f"a divisor of {q.shape[2]}", heads)
     chosen = choose(backend, q.device.type, offered("attention", [q, k, v]))
     if chosen == "cpu":

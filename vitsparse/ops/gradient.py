@@ -28,13 +28,15 @@ def differentiate_as(op: str, reference: Callable[..., Any]) -> None:
         used = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
         wanted = [x for x in flat if x.requires_grad]
         found = iter(torch.autograd.grad([y for y, _ in used], wanted, [g for _, g in used], allow_unused=True))
-        return _unflatten([_no_values(spec) for spec in ctx.layout], [next(found) if x.requires_grad else None for x in flat])
+        gradients = [next(found) if x.requires_grad else None for x in flat]
+        layout = [(kind, None if kind == "value" else what) for kind, what in ctx.layout]
+        return _unflatten(layout, gradients)
 
     torch.library.register_autograd(op, backward, setup_context=setup_context)
 
 
-def _flatten(inputs: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
-    """The tensors among the inputs, and what is needed to put them back: "tensor", a list's length, or the value."""
+def _flatten(inputs: Sequence[Any]) -> tuple[list[Tensor], list[tuple[str, Any]]]:
+    """The tensors among the inputs, and what puts them back: ("tensor", 1), ("tensors", how many) or ("value", it)."""
     flat, layout = [], []
     for value in inputs:
         if isinstance(value, Tensor):
@@ -58,7 +60,3 @@ def _unflatten(layout: Sequence[tuple[str, Any]], flat: Sequence[Any]) -> tuple[
         else:
             values.append(what)
     return tuple(values)
-
-
-def _no_values(spec: tuple[str, Any]) -> tuple[str, Any]:
-    return ("value", None) if spec[0] == "value" else spec

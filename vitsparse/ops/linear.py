@@ -17,7 +17,9 @@ from .gradient import differentiate_as
 ACTIVATIONS = ("none", "gelu")
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", backend: str = "auto") -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", backend: str = "auto"
+) -> Tensor:
     """activation(x W^T + b), contiguous [..., N].
 
     ``x``: [..., K]; ``weight``: [N, K]; ``bias``: [N], or [T, N] with one bias for each token of an ``x`` [..., T, K],
@@ -25,7 +27,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
     Raises :class:`~vitsparse.errors.InputError` for shapes, dtypes or names that do not fit.
     """
     expect(x.dim() >= 1, "linear: x", "[..., K]", list(x.shape))
-    expect(weight.dim() == 2 and weight.shape[1] == x.shape[-1], "linear: weight", f"[N, {x.shape[-1]}]", list(weight.shape))
+    fits = weight.dim() == 2 and weight.shape[1] == x.shape[-1]
+    expect(fits, "linear: weight", f"[N, {x.shape[-1]}]", list(weight.shape))
     _check_rest(x, weight.shape[0], bias, activation)
     tensors = [x, weight, *([] if bias is None else [bias])]
     chosen = choose(backend, x.device.type, offered("linear", tensors))
@@ -34,14 +37,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
     return (reference if chosen == "reference" else portable).linear(x, weight, bias, activation)
 
 
-def linear_packed(x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+def pack_linear(weight: Tensor) -> Tensor:
+    """A float32 weight [N, K] in the layout of the CPU kernels: a vector, the same on each machine."""
+    expect(weight.dim() == 2 and weight.dtype == torch.float32, "pack_linear: weight", "float32 [N, K]",
+           f"{weight.dtype} {list(weight.shape)}")
+    choose("cpu", weight.device.type)
+    return torch.from_numpy(native.core().pack_linear(weight.detach().numpy()))
+
+
+def linear_packed(
+    x: Tensor, packed: Tensor, out_features: int, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
     """:func:`linear` on the CPU backend with a weight packed beforehand by :func:`pack_linear`; no gradient."""
-    core = native.core()
-    if core is not None:
-        size = core.packed_size(out_features, x.shape[-1])
-        expect(packed.shape == (size,), "linear_packed: packed", [size], list(packed.shape))
     _check_rest(x, out_features, bias, activation)
     choose("cpu", x.device.type, offered("linear_packed", [x, packed, *([] if bias is None else [bias])]))
+    size = native.core().packed_size(out_features, x.shape[-1])
+    expect(packed.shape == (size,), "linear_packed: packed", [size], list(packed.shape))
     return torch.ops.vitsparse.linear_packed(x, packed, out_features, bias, activation)
 
 

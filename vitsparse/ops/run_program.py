@@ -14,16 +14,13 @@ from ..errors import InputError
 from .backend import choose
 from .checks import expect
 
-RESULT_SLOT = 7  # word of the header that names the slot of the result
-HEADER_WORDS, SLOT_WORDS = 8, 4
-
 
 def run_program(images: Tensor, program: Tensor, weights: Tensor) -> Tensor:
     """The result [B, rows, width] of ``program`` on ``images``, all in CPU memory; inference only, no gradient.
 
-    ``images``: float32 [B, C, S, S]; ``program``: int64 vector; ``weights``: float32 vector with every constant that the
-    program names. Every word is checked on every call, so that a wrong program raises and never reads or writes outside
-    its memory. Raises :class:`~vitsparse.errors.InputError` naming the step and the field.
+    ``images``: float32 [B, C, S, S]; ``program``: int64 vector; ``weights``: float32 vector of every constant that
+    the program names. Every word is checked on every call, so that a wrong program raises and never reads or writes
+    outside its memory. Raises :class:`~vitsparse.errors.InputError` naming the step and the field.
     """
     expect(images.dim() == 4 and images.dtype == torch.float32, "run_program: images", "float32 [B, C, S, S]",
            f"{images.dtype} {list(images.shape)}")
@@ -34,7 +31,7 @@ def run_program(images: Tensor, program: Tensor, weights: Tensor) -> Tensor:
     choose("cpu", images.device.type, ("cpu",))
     try:
         return torch.ops.vitsparse.run_program(images, program, weights)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError("the program cannot run", where="run_program", found=str(error).splitlines()[0]) from error
 
 

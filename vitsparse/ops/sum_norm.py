@@ -17,7 +17,9 @@ from .checks import expect, offered
 from .gradient import differentiate_as
 
 
-def sum_norm(senders: Sequence[Tensor], offset: Tensor | None, eps: float, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def sum_norm(
+    senders: Sequence[Tensor], offset: Tensor | None, eps: float, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """r = offset + sum of ``senders``, and r normalised over its last dimension; both contiguous [B, T, D].
 
     ``senders``: at least one tensor [B, T, D]; ``offset``: [T, D] or None. The norm is LayerNorm without its affine
