@@ -1,4 +1,4 @@
-"""The meaning of a circuit once more, straight from the formula: names and loops, numpy in float64, one image at a time.
+"""The meaning of a circuit once more, straight from the formula: names and loops, float64 numpy, one image at a time.
 
 Shares nothing with the package but the names of edges and parameters, so that the two can be compared.
 """
@@ -37,11 +37,11 @@ def logits(weights: Arrays, config: ViTConfig, image: np.ndarray, keep: Mapping[
         for head in range(config.num_heads):
             qkv = []
             for part, letter in enumerate("qkv"):
-                reader = {"qkv": f"a{layer}.h{head}<{letter}>", "head": f"a{layer}.h{head}"}.get(granularity, f"a{layer}")
+                names = {"qkv": f"a{layer}.h{head}<{letter}>", "head": f"a{layer}.h{head}"}
+                x = _norm(read(names.get(granularity, f"a{layer}")), weights, f"{at}.norm1", config)
                 rows = slice(part * config.embed_dim + head * width, part * config.embed_dim + (head + 1) * width)
                 bias = weights[f"{at}.attn.qkv.bias"][rows] if config.qkv_bias else 0.0
-                qkv.append(_norm(read(reader), weights, f"{at}.norm1", config) @ weights[f"{at}.attn.qkv.weight"][rows].T
-                           + bias)
+                qkv.append(x @ weights[f"{at}.attn.qkv.weight"][rows].T + bias)
             q, k, v = qkv
             columns = weights[f"{at}.attn.proj.weight"][:, head * width: (head + 1) * width]
             written[f"a{layer}.h{head}"] = scale1 * (_softmax(q @ k.T / math.sqrt(width)) @ v @ columns.T)

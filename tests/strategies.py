@@ -18,15 +18,20 @@ KINDS = ("full", "dense", "sparse", "dead parts", "constant", "empty")
 
 
 @st.composite
-def graphs(draw, *, depth: st.SearchStrategy[int] = st.integers(1, 4), heads: st.SearchStrategy[int] = st.integers(1, 5),
-           mlp_groups: st.SearchStrategy[int] = st.integers(1, 3)) -> Graph:
-    """Graphs of every granularity, with and without MLP groups."""
-    return Graph(draw(depth), draw(heads), draw(st.sampled_from(GRANULARITIES)), draw(mlp_groups))
+def graphs(draw, *, depth: int | None = None, heads: int | None = None) -> Graph:
+    """Graphs of every granularity, with and without MLP groups; of the given sizes or small ones."""
+    return Graph(depth or draw(st.integers(1, 4)), heads or draw(st.integers(1, 5)),
+                 draw(st.sampled_from(GRANULARITIES)), draw(st.integers(1, 3)))
+
+
+def graphs_of(config: ViTConfig) -> st.SearchStrategy[Graph]:
+    """Graphs that fit a model of shape ``config``."""
+    return graphs(depth=config.depth, heads=config.num_heads)
 
 
 @st.composite
 def configs(draw) -> ViTConfig:
-    """Shapes that fit no tile: head width 5, 8 or 20; 10 or 17 tokens; both pools; with and without LayerScale, biases."""
+    """Shapes that fit no tile: head width 5, 8 or 20; 10 or 17 tokens; both pools; LayerScale and qkv bias or not."""
     heads = draw(st.integers(1, 3))
     return ViTConfig(
         img_size=draw(st.sampled_from((6, 8))), patch_size=2, in_chans=draw(st.sampled_from((1, 3))), num_classes=5,
@@ -102,10 +107,3 @@ def _varies(graph: Graph, keep: np.ndarray) -> bool:
 def circuits(draw, graph: Graph, *, kinds: tuple[str, ...] = KINDS) -> Circuit:
     """Circuits of ``graph``: full, dense, sparse, with dead parts, constant, empty."""
     return make_circuit(graph, draw(st.sampled_from(kinds)), draw(SEEDS))
-
-
-@st.composite
-def graphs_of(draw, config: ViTConfig) -> Graph:
-    """Graphs that fit a model of shape ``config``."""
-    groups = st.sampled_from((1, 2, 3))
-    return draw(graphs(depth=st.just(config.depth), heads=st.just(config.num_heads), mlp_groups=groups))
