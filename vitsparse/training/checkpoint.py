@@ -128,12 +128,9 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
             for field, value in optimizer.state.get(parameter, {}).items()}
 
 
-@torch.no_grad()
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Copy the checkpoint's tensors into ``model`` and ``optimizer``. ``model`` must be one :func:`first_difference`
-    found equal."""
-    for name, tensor in model_tensors(model).items():
-        tensor.copy_(checkpoint.model[name])
+    """Copy the checkpoint's tensors into ``model``, which must fit (:func:`describe_model`), and ``optimizer``."""
+    model.load_state_dict(checkpoint.model)  # and not tensor by tensor: a module may have to hear of it
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
     for key, value in checkpoint.optimizer.items():
