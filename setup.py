@@ -29,6 +29,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 OP_LIBRARIES = ("libvitsparse_cpu.so", "libvitsparse_cuda.so")
 STABLE_HEADER = "include/torch/csrc/stable/library.h"
+BEGIN_AFRESH = ("VITSPARSE_CUDA", "VITSPARSE_NVCC", "VITSPARSE_TORCH_DIR")
 DEFAULT_CUDA_ARCHS = "75-real;86-real;90"
 
 
@@ -47,12 +48,17 @@ def find_torch() -> Path | None:
     return next((c for c in candidates if (c / STABLE_HEADER).is_file()), None)
 
 
-def find_nvcc() -> tuple[Path | None, str]:
-    """The CUDA compiler to use and an empty string, or None and the reason."""
+def cuda_wanted() -> str:
+    """VITSPARSE_CUDA, checked."""
     wanted = os.environ.get("VITSPARSE_CUDA", "auto").lower()
     if wanted not in ("auto", "on", "off"):
         sys.exit(f"VITSPARSE_CUDA={wanted}: expected auto, on or off")
-    if wanted == "off":
+    return wanted
+
+
+def find_nvcc() -> tuple[Path | None, str]:
+    """The CUDA compiler to use and an empty string, or None and the reason."""
+    if cuda_wanted() == "off":
         return None, "switched off at build time by VITSPARSE_CUDA=off"
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     candidates = [os.environ.get("CUDACXX"), shutil.which("nvcc"), *(f"{home}/bin/nvcc" for home in homes if home)]
@@ -63,7 +69,7 @@ def find_nvcc() -> tuple[Path | None, str]:
         release = re.search(r"release (\d+)\.(\d+)", text)
         if release is None or int(release[1]) < 12:
             nvcc, reason = None, f"nvcc at build time was older than 12.0: {release[0] if release else text}"
-    if reason and wanted == "on":
+    if reason and cuda_wanted() == "on":
         sys.exit(f"VITSPARSE_CUDA=on, but {reason}")
     return nvcc, reason
 
@@ -99,8 +105,8 @@ class CMakeBuild(build_ext):
         in_tree = self.inplace or self.editable_mode
         destination = ROOT / "vitsparse" if in_tree else Path(self.build_lib).resolve() / "vitsparse"
         build = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        build.mkdir(parents=True, exist_ok=True)
-        with open(build / ".lock", "w") as lock:  # two builds at once would write the same objects
+        build.parent.mkdir(exist_ok=True)
+        with open(build.parent / ".lock", "w") as lock:  # two builds at once would write the same objects
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.configure(build)
             subprocess.run([tool("cmake"), "--build", build, "--parallel", jobs()], check=True)
@@ -122,13 +128,14 @@ class CMakeBuild(build_ext):
             "VITSPARSE_VERIFIED_SOURCES": verified["sources"] or "",
             "VITSPARSE_VERIFIED_GPU": verified["gpu"] or "",
             "VITSPARSE_VERIFIED_DATE": verified["date"] or "",
-            "CMAKE_CUDA_COMPILER": nvcc or "",
+            "VITSPARSE_CUDA": cuda_wanted(),
+            "VITSPARSE_NVCC": nvcc or "",
             "CMAKE_CUDA_ARCHITECTURES": os.environ.get("VITSPARSE_CUDA_ARCHS", DEFAULT_CUDA_ARCHS),
         }
+        # CMake cannot change compilers in a configured folder, and libraries no longer made would stay in it.
+        if any(self.remembered(build, name) not in (None, str(defines[name])) for name in BEGIN_AFRESH):
+            shutil.rmtree(build)
         command = [tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja"]
-        # A changed compiler would make CMake start over and drop every other setting: begin afresh instead.
-        if self.remembered(build, "CMAKE_CUDA_COMPILER") not in (None, str(nvcc or "")):
-            command.append("--fresh")
         subprocess.run([*command, *(f"-D{name}={value}" for name, value in defines.items())], check=True)
         if torch is None:
             print("vitsparse: no torch headers found, so the op libraries are not built; install torch and build again")

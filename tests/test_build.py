@@ -11,9 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitsparse.backends import native
 
+SOURCES = Path(__file__).resolve().parent.parent
 needs_sources = pytest.mark.usefixtures("root")
 needs_binutils = pytest.mark.skipif(not (shutil.which("readelf") and shutil.which("nm")), reason="binutils missing")
 built = native.build_facts()
@@ -65,15 +67,15 @@ def configured(tmp_path_factory):
     """Configure with nothing but a C++ compiler, for a processor of another make; compiles nothing."""
     cmake, pybind11 = pytest.importorskip("cmake"), pytest.importorskip("pybind11")
     folder = tmp_path_factory.mktemp("configured")
-    root = Path(__file__).resolve().parent.parent
-    if not (root / "CMakeLists.txt").is_file():
+    if not (SOURCES / "CMakeLists.txt").is_file():
         pytest.skip("the source tree is not here")
 
-    def configure(processor: str) -> Path:
-        build = folder / processor
-        subprocess.run([Path(cmake.CMAKE_BIN_DIR) / "cmake", "-S", root, "-B", build, "-DCMAKE_BUILD_TYPE=Release",
+    def configure(processor: str, **settings: object) -> Path:
+        build = folder / "-".join([processor, *settings])
+        subprocess.run([Path(cmake.CMAKE_BIN_DIR) / "cmake", "-S", SOURCES, "-B", build, "-DCMAKE_BUILD_TYPE=Release",
                         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-                        "-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={processor}"],
+                        "-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={processor}",
+                        *(f"-D{name}={value}" for name, value in settings.items())],
                        check=True, capture_output=True, text=True, timeout=120)
         return build
 
@@ -81,17 +83,28 @@ def configured(tmp_path_factory):
 
 
 def commands(build: Path) -> dict[str, str]:
-    return {Path(entry["file"]).name: entry["command"]
+    return {entry["file"].removeprefix(f"{SOURCES}/"): entry["command"]
             for entry in json.loads((build / "compile_commands.json").read_text())}
 
 
 def test_without_torch_the_rest_is_built_and_the_reason_is_kept(configured):
     build = configured("x86_64")
-    assert "core.cpp" in commands(build)
-    assert not any("csrc/cpu/" in command for command in commands(build).values())
+    assert "csrc/core.cpp" in commands(build)
+    assert "csrc/cpu/noop.cpp" not in commands(build)
     facts = (build / "generated/build_facts.h").read_text()
     assert re.search(r'kWhyNoCpuOps\[\] = "torch was not found', facts)
     assert re.search(r'kWhyNoCudaOps\[\] = "torch was not found', facts)
+
+
+def test_a_compiler_that_does_not_work_costs_only_the_cuda_ops(configured, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.chmod(0o755)
+    build = configured("x86_64", VITSPARSE_NVCC=nvcc, VITSPARSE_TORCH_DIR=Path(torch.__file__).parent)
+    assert "csrc/cpu/noop.cpp" in commands(build)
+    facts = (build / "generated/build_facts.h").read_text()
+    assert f'kWhyNoCudaOps[] = "{nvcc} cannot compile here' in facts
+    assert 'kCudaOps[] = ""' in facts
 
 
 def test_wide_instructions_stay_in_the_files_named_after_them(configured):
@@ -103,7 +116,7 @@ def test_wide_instructions_stay_in_the_files_named_after_them(configured):
 
 def test_another_processor_builds_without_them(configured):
     other = commands(configured("aarch64"))
-    assert "noop.cpp" in other
+    assert "kernels/cpu/noop.cpp" in other
     assert not [name for name, command in other.items() if "_avx" in name or "-mavx" in command]
 
 
