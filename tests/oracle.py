@@ -6,7 +6,7 @@ Shares nothing with the package but the names of edges and parameters, so that t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -19,7 +19,6 @@ _erf = np.vectorize(math.erf)
 def logits(weights: Arrays, config: ViTConfig, image: np.ndarray, keep: Mapping[str, float], ablated: Arrays,
            granularity: str) -> np.ndarray:
     """Logits [K] of one image [C, S, S]. ``keep`` maps edge names to weights, ``ablated`` sender names to [T, D]."""
-    groups = max([1] + [int(name.split(".g")[1]) + 1 for name in ablated if ".g" in name])
     senders = {"input": _embed(weights, config, image)}
     biases = np.zeros(config.embed_dim)
 
@@ -31,39 +30,42 @@ def logits(weights: Arrays, config: ViTConfig, image: np.ndarray, keep: Mapping[
         return total
 
     for layer in range(config.depth):
-        at, width = f"blocks.{layer}", config.head_dim
-        scale1 = weights.get(f"{at}.ls1.gamma", 1.0)
-        written = {}
-        for head in range(config.num_heads):
-            qkv = []
-            for part, letter in enumerate("qkv"):
-                names = {"qkv": f"a{layer}.h{head}<{letter}>", "head": f"a{layer}.h{head}"}
-                x = _norm(read(names.get(granularity, f"a{layer}")), weights, f"{at}.norm1", config)
-                rows = slice(part * config.embed_dim + head * width, part * config.embed_dim + (head + 1) * width)
-                bias = weights[f"{at}.attn.qkv.bias"][rows] if config.qkv_bias else 0.0
-                qkv.append(x @ weights[f"{at}.attn.qkv.weight"][rows].T + bias)
-            q, k, v = qkv
-            columns = weights[f"{at}.attn.proj.weight"][:, head * width: (head + 1) * width]
-            written[f"a{layer}.h{head}"] = scale1 * (_softmax(q @ k.T / math.sqrt(width)) @ v @ columns.T)
-        senders.update({f"a{layer}": sum(written.values())} if granularity == "block" else written)
-        biases = biases + scale1 * weights[f"{at}.attn.proj.bias"]
+        at = f"blocks.{layer}"
+        heads = {f"a{layer}.h{head}": _head(weights, config, layer, head, read, granularity)
+                 for head in range(config.num_heads)}
+        senders.update({f"a{layer}": sum(heads.values())} if granularity == "block" else heads)
+        biases = biases + weights.get(f"{at}.ls1.gamma", 1.0) * weights[f"{at}.attn.proj.bias"]
 
         hidden = (_norm(read(f"m{layer}"), weights, f"{at}.norm2", config) @ weights[f"{at}.mlp.fc1.weight"].T
                   + weights[f"{at}.mlp.fc1.bias"])
         hidden = hidden * (1 + _erf(hidden / math.sqrt(2))) / 2
-        scale2 = weights.get(f"{at}.ls2.gamma", 1.0)
-        for group in range(groups):
-            units = slice(group * config.mlp_hidden // groups, (group + 1) * config.mlp_hidden // groups)
+        names = [name for name in ablated if name.split(".")[0] == f"m{layer}"]
+        for group, name in enumerate(names):
+            units = slice(group * config.mlp_hidden // len(names), (group + 1) * config.mlp_hidden // len(names))
             output = hidden[:, units] @ weights[f"{at}.mlp.fc2.weight"][:, units].T
-            name = f"m{layer}" if groups == 1 else f"m{layer}.g{group}"
-            senders[name] = scale2 * (output + weights[f"{at}.mlp.fc2.bias"] / groups)
+            senders[name] = weights.get(f"{at}.ls2.gamma", 1.0) * (
+                output + weights[f"{at}.mlp.fc2.bias"] / len(names))
 
     final = read("logits")
-    if config.global_pool == "token":
-        pooled = _norm(final, weights, "norm", config)[0]
-    else:
-        pooled = _norm(final[1:].mean(0), weights, "fc_norm", config)
+    pooled = (_norm(final, weights, "norm", config)[0] if config.global_pool == "token"
+              else _norm(final[1:].mean(0), weights, "fc_norm", config))
     return weights["head.weight"] @ pooled + weights["head.bias"]
+
+
+def _head(weights: Arrays, config: ViTConfig, layer: int, head: int, read: Callable[[str], np.ndarray],
+          granularity: str) -> np.ndarray:
+    """What one head writes, [T, D]."""
+    at, width = f"blocks.{layer}", config.head_dim
+    qkv = []
+    for part, letter in enumerate("qkv"):
+        readers = {"qkv": f"a{layer}.h{head}<{letter}>", "head": f"a{layer}.h{head}"}
+        x = _norm(read(readers.get(granularity, f"a{layer}")), weights, f"{at}.norm1", config)
+        rows = slice(part * config.embed_dim + head * width, part * config.embed_dim + (head + 1) * width)
+        bias = weights[f"{at}.attn.qkv.bias"][rows] if config.qkv_bias else 0.0
+        qkv.append(x @ weights[f"{at}.attn.qkv.weight"][rows].T + bias)
+    q, k, v = qkv
+    columns = weights[f"{at}.attn.proj.weight"][:, head * width: (head + 1) * width]
+    return weights.get(f"{at}.ls1.gamma", 1.0) * (_softmax(q @ k.T / math.sqrt(width)) @ v @ columns.T)
 
 
 def _embed(weights: Arrays, config: ViTConfig, image: np.ndarray) -> np.ndarray:

@@ -24,6 +24,11 @@ class InputError(ValueError):
                  (("where", where), ("expected", expected), ("found", found), ("remedy", remedy)) if str(value)]
         super().__init__("\n  ".join([what, *parts]))
 
+    def within(self, place: object) -> InputError:
+        """The same complaint, with ``place`` (a file, say) in front of where it is."""
+        return InputError(self.what, where=f"{place}: {self.where}", expected=self.expected, found=self.found,
+                          remedy=self.remedy)
+
 
 class MissingFile(InputError, FileNotFoundError):
     """A file or folder that should exist does not."""

@@ -167,7 +167,7 @@ def test_lines_after_the_last_edge_are_damage(tmp_path):
 
 
 @given(metric=st.floats())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_metric_comes_back_bit_by_bit(tmp_path, metric):
     path = tmp_path / "journal"
     path.unlink(missing_ok=True)

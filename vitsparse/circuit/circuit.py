@@ -26,8 +26,8 @@ def as_edge_vector(graph: Graph, values: Any, where: str) -> np.ndarray:
         values = values.detach().cpu().numpy()
     array = np.array(values)
     if array.shape != (graph.num_edges,):
-        raise InputError("one value per edge is needed", where=where, expected=f"shape ({graph.num_edges},) for {graph!r}",
-                         found=f"shape {array.shape}")
+        raise InputError("one value per edge is needed", where=where, found=f"shape {array.shape}",
+                         expected=f"shape ({graph.num_edges},) for {graph!r}")
     if array.dtype.kind not in "biuf":
         raise InputError("edge values must be numbers", where=where, expected="bool, int or float", found=array.dtype)
     return array
@@ -144,7 +144,8 @@ class Circuit(Frozen):
                              found=data.get("format") if isinstance(data, dict) else type(data).__name__)
         if data.get("version") != VERSION:
             raise InputError("a circuit file of another version", where=f"{path}: version", expected=VERSION,
-                             found=data.get("version"), remedy="find the circuit anew, or convert it with the version that wrote it")
+                             found=data.get("version"),
+                             remedy="find the circuit anew, or convert it with the version that wrote it")
         if set(data) != fields:
             raise InputError("missing or unknown fields", where=path, expected=sorted(fields), found=sorted(data))
         graph = Graph.from_dict(data["graph"], where=f"{path}: graph")

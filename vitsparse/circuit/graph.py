@@ -1,9 +1,9 @@
 """The graph of a Vision Transformer: who writes into the residual stream, and who reads it.
 
 Nodes write (senders) and read (readers). In topological order the senders are ``input``, then for each layer ``l`` its
-heads ``a{l}.h{h}`` and its MLP ``m{l}`` (or the groups ``m{l}.g{k}`` of it); the readers are the attention inputs and the
-MLP input of each layer, and last ``logits``. Because a reader sees exactly the senders before it, its senders are always a
-*prefix* of the sender list: an edge is (reader, position in that prefix), and the canonical edge order follows.
+heads ``a{l}.h{h}`` and its MLP ``m{l}`` (or the groups ``m{l}.g{k}`` of it); the readers are the attention inputs and
+the MLP input of each layer, and last ``logits``. Because a reader sees exactly the senders before it, its senders are
+always a *prefix* of the sender list: an edge is (reader, position in that prefix), and the canonical order follows.
 
 Names are those of the EAP-IG tool: ``sender->reader``, with ``<q>``, ``<k>``, ``<v>`` for a split head.
 """
@@ -36,9 +36,9 @@ class Sender:
 class Reader:
     """One reader and the edges into it.
 
-    ``kind`` is ``q``, ``k``, ``v`` (one input of a head), ``head`` (all three), ``attn`` (all heads of a layer), ``mlp`` or
-    ``logits``. Its senders are the first ``fan_in`` of the graph; edge ``first_edge + i`` comes from sender ``i``.
-    ``drives`` are the positions of the senders whose output this reader feeds (empty for ``logits``).
+    ``kind`` is ``q``, ``k``, ``v`` (one input of a head), ``head`` (all three), ``attn`` (all heads of a layer),
+    ``mlp`` or ``logits``. Its senders are the first ``fan_in`` of the graph; edge ``first_edge + i`` comes from
+    sender ``i``. ``drives`` are the positions of the senders whose output this reader feeds (empty for ``logits``).
     """
 
     name: str
@@ -169,30 +169,32 @@ class Graph:
         try:
             return self._edge_indices[name]
         except KeyError:
-            raise InputError("unknown edge", where=repr(self), expected="sender->reader of this graph", found=repr(name),
-                             remedy=nearest(name, self._edge_indices)) from None
+            raise InputError("unknown edge", where=repr(self), expected="sender->reader of this graph",
+                             found=repr(name), remedy=nearest(name, self._edge_indices)) from None
 
     def edge_name(self, index: int) -> str:
         """Name of edge ``index`` in canonical order; :class:`InputError` outside ``0 .. num_edges-1``."""
         if not 0 <= index < self.num_edges:
-            raise InputError("edge index out of range", where=repr(self), expected=f"0 .. {self.num_edges - 1}", found=index)
+            raise InputError("edge index out of range", where=repr(self), expected=f"0 .. {self.num_edges - 1}",
+                             found=index)
         return self.edge_names[index]
 
     def to_dict(self) -> dict[str, int | str]:
         """The four fields, as they stand in files."""
-        return {"depth": self.depth, "heads": self.heads, "granularity": self.granularity, "mlp_groups": self.mlp_groups}
+        return {"depth": self.depth, "heads": self.heads, "granularity": self.granularity,
+                "mlp_groups": self.mlp_groups}
 
     @classmethod
     def from_dict(cls, fields: Any, *, where: object = "graph") -> Graph:
         """The inverse of :meth:`to_dict`; ``where`` names the file in complaints."""
         expected = ("depth", "heads", "granularity", "mlp_groups")
         if not isinstance(fields, dict) or set(fields) != set(expected):
-            raise InputError("a graph is described by exactly four fields", where=where, expected=expected, found=fields)
+            raise InputError("a graph is described by exactly four fields", where=where, expected=expected,
+                             found=fields)
         try:
             graph = cls(**fields)
         except InputError as error:
-            raise InputError(error.what, where=f"{where}: {error.where}", expected=error.expected,
-                             found=error.found, remedy=error.remedy) from None
+            raise error.within(where) from None
         if graph.depth * graph.heads > 2**14 or graph.mlp_groups > 2**16:
             raise InputError("the graph is larger than any Vision Transformer", where=where, found=fields)
         return graph

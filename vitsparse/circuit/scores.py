@@ -44,7 +44,8 @@ class EdgeScores(Frozen):
     def top_k(self, n: int, *, by: str = "magnitude") -> Circuit:
         """Keep exactly the ``n`` highest edges; ties go to the earlier edge in canonical order."""
         if not 0 <= n <= self.graph.num_edges:
-            raise InputError("cannot keep that many edges", where="top_k(n)", expected=f"0 .. {self.graph.num_edges}", found=n)
+            raise InputError("cannot keep that many edges", where="top_k(n)", expected=f"0 .. {self.graph.num_edges}",
+                             found=n)
         keep = np.zeros(self.graph.num_edges, dtype=bool)
         keep[np.argsort(-self._ranking(by), kind="stable")[:n]] = True
         return self._circuit(keep, {"selection": "top_k", "n": int(n), "by": by})
@@ -73,17 +74,22 @@ class EdgeScores(Frozen):
         """Read what :meth:`save` wrote; raises :class:`InputError` naming the file and the field."""
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
-            raise InputError("not a file of edge scores of this version", where=path, expected=f"{FORMAT} version {VERSION}",
+            raise InputError("not a file of edge scores of this version", where=path,
+                             expected=f"{FORMAT} version {VERSION}",
                              found=f"{metadata.get('format')} version {metadata.get('version')}")
         if set(tensors) != {"scores"} or tensors["scores"].dtype.kind != "f":
             raise InputError("a file of edge scores holds one floating-point tensor", where=path, expected="scores",
                              found={name: str(tensor.dtype) for name, tensor in tensors.items()})
         try:
-            graph_fields, provenance = json.loads(metadata["graph"]), json.loads(metadata["provenance"])
-        except (KeyError, json.JSONDecodeError) as error:
-            raise InputError("the metadata is damaged", where=path, expected="JSON in graph and provenance",
+            graph_fields, provenance = json.loads(metadata["graph"]), dict(json.loads(metadata["provenance"]))
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
+            raise InputError("the metadata is damaged", where=path, expected="JSON objects in graph and provenance",
                              found=repr(error)) from error
-        return cls(Graph.from_dict(graph_fields, where=path), tensors["scores"], provenance)
+        graph = Graph.from_dict(graph_fields, where=path)
+        try:
+            return cls(graph, tensors["scores"], provenance)
+        except InputError as error:
+            raise error.within(path) from None
 
     def __repr__(self) -> str:
         if not self.values.size:

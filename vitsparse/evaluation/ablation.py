@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..model.edgewise import check_fits, sender_outputs
 from ..model.vit import ViT
 from .batches import check_batches
+from .evaluate import eval_mode
 
 FORMAT, VERSION = "vitsparse.ablation", 1
 
@@ -26,9 +27,9 @@ FORMAT, VERSION = "vitsparse.ablation", 1
 class Ablation(Frozen):
     """The ablation values a_i of a model.
 
-    ``kind`` is ``zero``, ``mean`` or ``counterfactual``; ``values[name]`` is the float32 [T, D] of each sender ``input``,
-    ``a{l}.h{h}``, ``m{l}`` (and of the MLP groups when made with ``graph=``), empty for ``counterfactual``, which has
-    ``corrupt(images, labels) -> images`` instead. ``fingerprint`` is that of the model it was measured on.
+    ``kind`` is ``zero``, ``mean`` or ``counterfactual``; ``values[name]`` is the float32 [T, D] of each sender
+    ``input``, ``a{l}.h{h}``, ``m{l}`` (and of the MLP groups when made with ``graph=``), empty for ``counterfactual``,
+    which has ``corrupt(images, labels) -> images`` instead. ``fingerprint`` is that of the model it was measured on.
     """
 
     kind: str
@@ -51,20 +52,21 @@ class Ablation(Frozen):
     def mean(cls, model: ViT, batches: Iterable, graph: Graph | None = None) -> Ablation:
         """A cut edge carries the mean of s_i over images of the dense run, per token position.
 
-        ``batches`` is a re-iterable of (images, labels); ``graph`` is only needed for its MLP groups. Sums are kept in
-        float64, so that the order of the batches hardly matters.
+        ``batches`` is a re-iterable of (images, labels); ``graph`` is only needed for its MLP groups. Dropout is off,
+        and sums are kept in float64, so that the order of the batches hardly matters.
         """
         check_batches(batches)
         fine = _fine_graph(model, graph)
         total, count = None, 0
         device = next(model.parameters()).device
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(model):
             for images, _ in batches:
                 outputs = sender_outputs(model, images.to(device), fine).double().sum(1)
                 total = outputs if total is None else total + outputs
                 count += len(images)
         if total is None:
-            raise InputError("no images to take the mean over", where="batches", expected="at least one batch", found="none")
+            raise InputError("no images to take the mean over", where="batches", expected="at least one batch",
+                             found="none")
         mean = dict(zip(fine.senders, (total / count).float().cpu(), strict=True))
         if fine.mlp_groups > 1:
             for layer in range(fine.depth):
@@ -122,8 +124,8 @@ class Ablation(Frozen):
             raise InputError("not an ablation file of this version", where=path, expected=f"{FORMAT} version {VERSION}",
                              found=f"{metadata.get('format')} version {metadata.get('version')}")
         if metadata.get("kind") not in ("zero", "mean") or "fingerprint" not in metadata:
-            raise InputError("the ablation's metadata is damaged", where=path, expected="kind zero or mean, and a fingerprint",
-                             found=metadata)
+            raise InputError("the ablation's metadata is damaged", where=path, found=metadata,
+                             expected="kind zero or mean, and a fingerprint")
         shapes = {tensor.shape for tensor in tensors.values()}
         if len(shapes) != 1 or any(t.dtype.name != "float32" or t.ndim != 2 for t in tensors.values()):
             raise InputError("ablation values must be float32 [T, D], all of one shape", where=path, found=shapes)

@@ -10,8 +10,8 @@ from ..errors import InputError
 def check_batches(batches: Any) -> None:
     """Refuse what can be read only once: ``batches`` is a re-iterable of (images, labels), as a list or DataLoader."""
     if not hasattr(batches, "__iter__"):
-        raise InputError("batches must be iterable", where="batches", expected="a list or DataLoader of (images, labels)",
-                         found=type(batches).__name__)
+        raise InputError("batches must be iterable", where="batches", found=type(batches).__name__,
+                         expected="a list or DataLoader of (images, labels)")
     if iter(batches) is batches:
         raise InputError("batches can be read only once", where="batches",
                          expected="a re-iterable such as a list or a DataLoader", found=type(batches).__name__,
