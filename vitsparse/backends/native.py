@@ -36,10 +36,11 @@ def why_not(library: str) -> list[str]:
     """Every reason why ``"cpu"`` or ``"cuda"`` cannot be used in this process; empty when it can. Loads the library."""
     if library not in LIBRARIES:
         raise ValueError(f"no native library is called {library!r}; there are {', '.join(LIBRARIES)}")
-    reasons = _why_no_device() if library == "cuda" else []
-    if library not in _load_failures and not reasons:
+    if library == "cuda" and (reasons := _why_no_device()):
+        return reasons + _why_not_built(library)
+    if library not in _load_failures:
         _load_failures[library] = _load(library)
-    return reasons + _load_failures.get(library, _why_not_built(library))
+    return _load_failures[library]
 
 
 def available(library: str) -> bool:
