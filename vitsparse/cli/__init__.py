@@ -9,21 +9,40 @@ from collections.abc import Sequence
 from ..errors import InputError, nearest
 
 VERBS = {
+    "run": "the whole road in one folder: train, discover, sparsify, fine-tune, evaluate",
+    "data": "read a data set, decode it into the cache, say what is in it",
+    "train": "images -> dense model, curves, gradient flow",
+    "discover": "dense model -> circuit, ablation, picture",
+    "sparsify": "dense model + circuit -> sparse model, printed plan",
+    "finetune": "sparse model -> the same circuit with better weights",
+    "evaluate": "models -> accuracy, KL, FLOPs and latency, as JSON and as a table",
     "doctor": "what is installed, built and usable on this machine, and why not",
 }
+USAGE = "\n".join(["usage: vitsparse VERB [options]    (vitsparse VERB --help lists them)", "",
+                   *(f"  {verb:10} {text}" for verb, text in VERBS.items()), "",
+                   "  --debug    show the traceback of an error"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status. Bad input ends in one readable message and status 2, not in a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: vitsparse VERB [options]\n\n" + "\n".join(f"  {verb:12} {text}" for verb, text in VERBS.items()))
+        print(USAGE)
         return 0 if arguments else 2
     try:
         if arguments[0] not in VERBS:
             raise InputError("no verb has this name", where="vitsparse", expected=", ".join(VERBS), found=arguments[0],
                              remedy=nearest(arguments[0], VERBS))
         return importlib.import_module(f".{arguments[0]}", __name__).main(arguments[1:])
-    except InputError as error:
+    except (InputError, OSError) as error:
+        if debug:
+            raise
         print(f"vitsparse: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("\nvitsparse: interrupted; --resume goes on from here", file=sys.stderr)
+        return 130

@@ -1,0 +1,103 @@
+"""``vitsparse run``: the whole road in one folder: train, discover, sparsify, fine-tune, evaluate.
+
+The folder's ``steps.json`` says of each finished step what it was made from (settings and input files) and what it
+made, with sha256. With ``--resume`` a step whose entry still holds is left as it is, the others go on where they
+stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..circuit.files import read_json, sha256_of, write_json
+from ..data import Augmentation
+from ..training import Recipe
+from ..version import __version__
+from . import discover, evaluate, finetune, sparsify, train
+from .config import BenchConfig, Config, DataConfig, DiscoverConfig, ModelConfig, SparsifyConfig
+from .discover import ABLATION_FILE, CIRCUIT_FILE
+from .flags import Common, parse
+from .shared import begin, device_of
+
+STEPS_FILE = "steps.json"
+_MODEL = ("config.json", "model.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Common):
+    """The whole road in one folder: train, discover, sparsify, fine-tune, evaluate."""
+
+    data: DataConfig
+    model: ModelConfig
+    train: Recipe
+    augment: Augmentation
+    discover: DiscoverConfig
+    sparsify: SparsifyConfig
+    finetune: Recipe
+    bench: BenchConfig
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb of the road: the sections of the configuration and the files it depends on, and the files it makes."""
+
+    name: str
+    sections: tuple[str, ...]
+    reads: tuple[Path, ...]
+    makes: tuple[Path, ...]
+    run: Callable[[], Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Go the road; finished steps are skipped with ``--resume``."""
+    flags, config = parse(Flags, argv)
+    out = begin(config, "run")
+    finished: dict[str, Any] = read_json(out / STEPS_FILE) if flags.resume and (out / STEPS_FILE).exists() else {}
+    if not flags.resume and (out / STEPS_FILE).exists():
+        print(f"starting anew: the run in {out} is replaced (--resume would go on with it)")
+    start = time.perf_counter()
+    for step in road(config, out, resume=flags.resume):
+        identity = _identity(step, config, out)
+        if finished.get(step.name) == {"from": identity, "made": _digests(step.makes, out)}:
+            print(f"[{step.name}] finished before")
+            continue
+        print(f"[{step.name}]", flush=True)
+        step.run()
+        finished[step.name] = {"from": identity, "made": _digests(step.makes, out)}
+        write_json(out / STEPS_FILE, finished)
+    print(f"everything is in {out} ({time.perf_counter() - start:.0f} s)")
+    return 0
+
+
+def road(config: Config, out: Path, *, resume: bool) -> Iterator[Step]:
+    """The steps in order; ``out/dense``, ``out/pruned`` and ``out/finetuned`` are the models."""
+    dense, pruned, finetuned = (out / name for name in ("dense", "pruned", "finetuned"))
+    dense_files, pruned_files, finetuned_files = (tuple(folder / file for file in _MODEL)
+                                                  for folder in (dense, pruned, finetuned))
+    circuit_files = (out / CIRCUIT_FILE, out / ABLATION_FILE)
+    folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
+    yield Step("train", ("data", "model", "train", "augment"), (), dense_files,
+               lambda: train.train(config, dense, resume=resume))
+    yield Step("discover", ("data", "discover"), dense_files, circuit_files,
+               lambda: discover.discover(config, dense, out, resume=resume))
+    yield Step("sparsify", ("sparsify",), (*dense_files, *circuit_files), pruned_files,
+               lambda: sparsify.sparsify(config, dense, out / CIRCUIT_FILE, pruned))
+    yield Step("finetune", ("data", "finetune", "augment", "sparsify"), (*dense_files, *pruned_files), finetuned_files,
+               lambda: finetune.finetune(config, pruned, dense, finetuned, resume=resume))
+    yield Step("evaluate", ("data", "sparsify", "bench"), (*dense_files, *pruned_files, *finetuned_files),
+               (out / "results.json", out / "results.md"), lambda: evaluate.evaluate(config, folders, out))
+
+
+def _identity(step: Step, config: Config, out: Path) -> dict[str, Any]:
+    """What decides the outcome of a step: equal identities, equal outcome."""
+    values = config.to_dict()
+    return {"settings": {name: values[name] for name in ("seed", *step.sections)}, "device": device_of(config),
+            "files": _digests(step.reads, out), "vitsparse": __version__}
+
+
+def _digests(paths: Sequence[Path], out: Path) -> dict[str, str | None]:
+    return {str(path.relative_to(out)): sha256_of(path) if path.exists() else None for path in paths}

@@ -1,0 +1,51 @@
+"""``vitsparse sparsify``: a dense model and its circuit in, a sparse model out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ..circuit import Circuit
+from ..circuit.files import write_text
+from ..compiler import sparsify as compile_circuit
+from ..evaluation.ablation import Ablation
+from .config import Config, SparsifyConfig
+from .discover import ABLATION_FILE
+from .flags import Common, parse
+from .shared import begin, load_dense
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Common):
+    """Compile a circuit into a sparse model, and print the plan that it runs."""
+
+    dense: tyro.conf.Positional[Path]
+    """folder of the dense model"""
+    circuit: tyro.conf.Positional[Path]
+    """circuit.json"""
+    ablation: Path | None = None
+    """ablation.safetensors (default: beside the circuit)"""
+    sparsify: SparsifyConfig
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compile into the output folder."""
+    flags, config = parse(Flags, argv, folder="pruned", dense=tyro.MISSING, circuit=tyro.MISSING)
+    sparsify(config, flags.dense, flags.circuit, begin(config, "sparsify"), ablation_file=flags.ablation)
+    return 0
+
+
+def sparsify(config: Config, model_folder: Path, circuit_file: Path, out: Path, *,
+             ablation_file: Path | None = None) -> None:
+    """Write the sparse model into ``out``, with its plan as ``plan.txt``."""
+    circuit = Circuit.load(circuit_file)
+    ablation = Ablation.load(ablation_file or Path(circuit_file).parent / ABLATION_FILE)
+    dense = load_dense(model_folder, config)
+    sparse = compile_circuit(dense, circuit, ablation=ablation, backend=config.sparsify.backend)
+    sparse.save_pretrained(out)
+    write_text(out / "plan.txt", f"{sparse.plan}\n")
+    print(sparse.plan)
+    print(f"{circuit} -> {out}")
