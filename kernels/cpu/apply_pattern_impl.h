@@ -23,7 +23,7 @@ inline void apply_pattern_impl(const ApplyPattern& op, int64_t begin, int64_t en
         rows.a[r - first] = pattern + r * op.keys;
         rows.out[r - first] = op.dst.row(image, r) + column;
       }
-      multiply_rows(rows, static_cast<int>(next - first), values, op.keys, 0, op.head_dim, Epilogue{});
+      multiply_rows(rows, static_cast<int>(next - first), Packed{values, op.keys}, 0, op.head_dim, Epilogue{});
     }
   }
 }

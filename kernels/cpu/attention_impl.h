@@ -59,13 +59,13 @@ inline void attend_block(const Attention& op, const AttentionBuffers& buffers, i
   }
   Epilogue scaled;
   scaled.has_scale = true;
-  multiply_rows(rows, count, buffers.keys, op.head_dim, 0, buffers.scores_stride, scaled);
+  multiply_rows(rows, count, Packed{buffers.keys, op.head_dim}, 0, buffers.scores_stride, scaled);
   for (int i = 0; i < count; ++i) {
     rows.scale[i] = softmax_numerators(rows.out[i], op.keys);
     rows.a[i] = rows.out[i];
     rows.out[i] = op.dst.row(image, first + i) + column;
   }
-  multiply_rows(rows, count, buffers.values, op.keys, 0, op.head_dim, scaled);
+  multiply_rows(rows, count, Packed{buffers.values, op.keys}, 0, op.head_dim, scaled);
 }
 
 inline void attention_impl(const Attention& op, int64_t begin, int64_t end) {

@@ -18,17 +18,24 @@ struct TileRows {
   const float* bias[Vec::max_tile_rows];
   float scale[Vec::max_tile_rows];
 };
+// A packed matrix, and what will be wanted after this tile: one cache line of it is fetched with each step of depth.
+struct Packed {
+  const float* data;
+  int64_t depth;
+  const float* ahead = nullptr;
+};
 struct Epilogue {
   bool has_bias = false, has_scale = false, gelu = false, accumulate = false;
 };
 
 template <int R, int C>
-void tile(const TileRows& rows, const float* packed, int64_t depth, int64_t column, int last, Epilogue epilogue) {
+void tile(const TileRows& rows, const Packed& packed, int64_t column, int last, Epilogue epilogue) {
   constexpr int W = Vec::W;
+  const int64_t depth = packed.depth;
   const float* b[C];
   for (int j = 0; j < C; ++j) {
     const int64_t c = column + j * W;
-    b[j] = packed + (c / panel_columns) * panel_columns * depth + c % panel_columns;
+    b[j] = packed.data + (c / panel_columns) * panel_columns * depth + c % panel_columns;
   }
   Vec acc[R][C];
 #pragma GCC unroll 16
@@ -53,6 +60,8 @@ void tile(const TileRows& rows, const float* packed, int64_t depth, int64_t colu
     step(k + 1);
     step(k + 2);
     step(k + 3);
+    if (packed.ahead)
+      for (int64_t line = k; line < k + 4; ++line) __builtin_prefetch(packed.ahead + line * panel_columns, 0, 2);
   }
   for (; k < depth; ++k) step(k);
 
@@ -94,7 +103,7 @@ void tile(const TileRows& rows, const float* packed, int64_t depth, int64_t colu
     }
 }
 
-using TileFunction = void (*)(const TileRows&, const float*, int64_t, int64_t, int, Epilogue);
+using TileFunction = void (*)(const TileRows&, const Packed&, int64_t, int, Epilogue);
 
 template <int C, int R = Vec::max_tile_rows>
 TileFunction tile_of_rows(int rows) {
@@ -109,8 +118,8 @@ TileFunction tile_of_rows(int rows) {
 inline int64_t columns_at_once(int rows) { return (rows <= Vec::few_rows ? 4 : 2) * Vec::W; }
 
 // One row block (at most max_tile_rows rows) times columns [begin, end) of the packed matrix; begin is a multiple of W.
-inline void multiply_rows(const TileRows& rows, int count, const float* packed, int64_t depth, int64_t begin,
-                          int64_t end, Epilogue epilogue) {
+inline void multiply_rows(const TileRows& rows, int count, const Packed& packed, int64_t begin, int64_t end,
+                          Epilogue epilogue) {
   constexpr int W = Vec::W;
   const TileFunction two = tile_of_rows<2>(count), one = tile_of_rows<1>(count);
   int64_t column = begin;
@@ -118,14 +127,14 @@ inline void multiply_rows(const TileRows& rows, int count, const float* packed, 
     const TileFunction four = tile_of_rows<4, Vec::few_rows>(count);
     for (; end - column > 3 * W; column += 4 * W) {
       const int64_t left = end - column - 3 * W;
-      four(rows, packed, depth, column, left < W ? static_cast<int>(left) : W, epilogue);
+      four(rows, packed, column, left < W ? static_cast<int>(left) : W, epilogue);
     }
   }
   for (; end - column > W; column += 2 * W) {
     const int64_t left = end - column - W;
-    two(rows, packed, depth, column, left < W ? static_cast<int>(left) : W, epilogue);
+    two(rows, packed, column, left < W ? static_cast<int>(left) : W, epilogue);
   }
-  if (column < end) one(rows, packed, depth, column, static_cast<int>(end - column), epilogue);
+  if (column < end) one(rows, packed, column, static_cast<int>(end - column), epilogue);
 }
 
 // Cuts `rows` rows into blocks of nearly equal height (65 = 5 x 13, not 4 x 14 + 9).

@@ -102,7 +102,7 @@ def images_of(rows: int, width: int):
 
 @pytest.mark.parametrize("level", HERE)
 def test_steps_that_only_pruned_models_have(level):
-    """Constant queries, a constant pattern, sources summed in place with an offset, columns of a slot, bias per token."""
+    """Constant queries, a constant pattern, sources summed in place with an offset, bias per token."""
     p, source, images, x = images_of(3, 10)
     constant, pattern = torch.randn(4, 10), torch.softmax(torch.randn(2, 4, 9), -1)
     offset, weight, bias = torch.randn(4, 10), torch.randn(10, 10), torch.randn(4, 10)
