@@ -43,7 +43,7 @@ def draw_curves(epochs: Sequence[Epoch], title: str = "Training") -> Figure:
         _pair(accuracy, numbers, [100 * row.train_accuracy for row in epochs],
               [None if row.val_accuracy is None else 100 * row.val_accuracy for row in epochs], "{:.1f}")
         rate.plot(numbers, [row.lr for row in epochs], color=MUTED)
-        rate.yaxis.set_major_formatter("{x:g}")
+        rate.yaxis.set_major_formatter("{x:.1e}")
         for axes, name in ((loss, "loss (nats)"), (accuracy, "accuracy (%)"), (rate, "learning rate")):
             axes.set(xlabel="epoch", title=name)
             axes.margins(x=0.02)

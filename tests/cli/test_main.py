@@ -1,0 +1,84 @@
+"""The command ``vitsparse``: help for every verb, one readable message and status 2 for whatever is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitsparse.cli import VERBS, main
+from vitsparse.errors import InputError
+
+
+def status(arguments: list[str]) -> int:
+    """The exit status; flags end in SystemExit as in any Python program."""
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def test_without_a_verb_the_verbs_are_listed(capsys):
+    assert (main([]), main(["--help"])) == (2, 0)
+    page = capsys.readouterr().out
+    assert all(verb in page for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    assert status([verb, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert f"vitsparse {verb}" in page
+    if verb != "doctor":
+        assert all(flag in page for flag in ("--config", "--preset", "--seed", "--device", "--out", "--resume"))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["trian"], "did you mean 'train'?"),
+    (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    (["train", "--preset", "digit"], "did you mean 'digits'?"),
+    (["train", "--train.epohs", "3"], "--train.epochs"),
+    (["train", "--train.epochs", "three"], "three"),
+    (["train", "--train.epochs", "-3"], "at least 1"),
+    (["discover"], "folder of the dense model"),
+    (["data", "--data.name", "digit"], "digit"),
+    (["sparsify", "here", "there", "--bench.repeats", "3"], "--bench.repeats"),
+])
+def test_bad_input_is_one_message_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status(arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in " ".join(shown.split())
+    assert "Traceback" not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["data", "--preset", "tiny-imagenet-small"], "tiny_imagenet needs to know where its images are"),
+    (["data", "--preset", "tiny-imagenet-small", "--data", "nowhere"], "nowhere"),
+    (["data", "--data.train_images", "0"], "data.train_images"),
+    (["data", "--classes", "11"], "1 to 10"),
+    (["train", "--device", "gpu"], "auto, cpu or cuda"),
+    (["train", "--model.patch_size", "3"], "a multiple of patch_size=3"),
+    (["discover", "nowhere"], "nowhere"),
+    (["evaluate", "nowhere", "--dense", "nowhere"], "nowhere"),
+    (["finetune", "nowhere"], "distillation needs the dense model"),
+    (["sparsify", "nowhere", "nowhere.json"], "nowhere.json"),
+])
+def test_what_is_wrong_with_the_input_is_said(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status([*arguments, "--out", "out"]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.startswith("vitsparse: ")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.resolved.yaml", "environment.json"]
+
+
+def test_an_output_that_is_a_file_is_left_alone(tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert status(["data", "--out", str(tmp_path / "out")]) == 2
+    assert "folder" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(InputError):
+        main(["trian", "--debug"])
