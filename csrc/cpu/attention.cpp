@@ -22,8 +22,7 @@ Tensor attention(const Tensor& queries, const Tensor& keys, const Tensor& values
   if (out.numel() == 0) return out;
   const cpu::Attention op{rows_of(q), rows_of(k), rows_of(v), mutable_rows_of(out), images, q.size(1), k.size(1),
                           heads, width / heads, static_cast<float>(scale)};
-  const double scores = static_cast<double>(images * heads * op.queries) * op.keys;
-  run_tasks(op, cpu::attention_tasks(op), scores * (4. * op.head_dim + 60.), cpu::attention);
+  run_tasks(op, cpu::attention);
   return out;
 }
 

@@ -45,7 +45,7 @@ Tensor linear_packed(const Tensor& input, const Tensor& weight, int64_t outputs,
                        images, rows, inputs, outputs, data_of(packed), bias ? data_of(b) : nullptr,
                        per_row ? outputs : 0,
                        activation == "gelu" ? cpu::Activation::gelu : cpu::Activation::none, false};
-  run_tasks(op, cpu::linear_tasks(op), 2. * static_cast<double>(out.numel()) * inputs, cpu::linear);
+  run_tasks(op, cpu::linear);
   return out;
 }
 

@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> sum_norm(std::vector<Tensor> senders, const std::opti
   if (sum.numel() == 0) return {sum, normed};
   const cpu::SumNorm op{sources.data(), static_cast<int64_t>(sources.size()), offset ? data_of(constant) : nullptr,
                         mutable_rows_of(sum), mutable_rows_of(normed), images, rows, width, static_cast<float>(eps)};
-  run_tasks(op, cpu::sum_norm_tasks(op), 16. * static_cast<double>(sum.numel()) * (op.count + 2), cpu::sum_norm);
+  run_tasks(op, cpu::sum_norm);
   return {sum, normed};
 }
 

@@ -6,6 +6,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+
+#include "kernels/cpu/cost.h"
 #include "kernels/cpu/layout.h"
 
 namespace vitsparse::binding {
@@ -45,14 +48,12 @@ inline cpu::MutableRows mutable_rows_of(const Tensor& x) {
   return {mutable_data_of(x), x.size(1) * x.size(2), x.size(2)};
 }
 
-// Floating-point operations below which one thread is faster than two.
-constexpr double kParallelFlops = 1e6;
-
-// Calls kernel(op, begin, end) over `tasks` tasks that take `flops` operations together.
+// Runs all tasks of `op`, on several threads where each gets work worth a thread.
 template <class Operation>
-void run_tasks(const Operation& op, int64_t tasks, double flops, void (*kernel)(const Operation&, int64_t, int64_t)) {
-  const double per_task = flops / static_cast<double>(tasks > 0 ? tasks : 1);
-  const auto grain = static_cast<int64_t>(kParallelFlops / (per_task > 1. ? per_task : 1.)) + 1;
+void run_tasks(const Operation& op, void (*kernel)(const Operation&, int64_t, int64_t)) {
+  const int64_t tasks = cpu::tasks(op);  // at least 1: empty results return before
+  const double each = std::max(1., cpu::flops(op) / static_cast<double>(tasks));
+  const auto grain = static_cast<int64_t>(cpu::worth_a_thread / 2 / each) + 1;
   torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { kernel(op, begin, end); });
 }
 

@@ -4,21 +4,16 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels/cpu/attention.h"
-#include "kernels/cpu/apply_pattern.h"
-#include "kernels/cpu/linear.h"
+#include "kernels/cpu/cost.h"
 #include "kernels/cpu/program_format.h"
-#include "kernels/cpu/sum_norm.h"
 #include "kernels/cpu/workspace.h"
 
 namespace vitsparse::cpu {
 namespace {
 
-// Below this many floating-point operations, starting a second thread takes longer than the step.
-constexpr double parallel_flops = 1e6;
 // Images are run together until a product has about this many rows: enough to reuse each weight that was fetched, few
 // enough for the activations to stay in the L2 cache.
-constexpr int64_t rows_together = 256;
+constexpr int64_t rows_together = 128;
 
 // Runs all steps over `images` images; step by step on several threads if it is given them.
 class Machine {
@@ -62,13 +57,13 @@ class Machine {
 
   // Runs kernel(op, begin, end) over all tasks, on several threads where the work is worth it.
   template <class Operation>
-  void run_tasks(const Operation& op, int64_t tasks, double flops, void (*kernel)(const Operation&, int64_t, int64_t)) {
-    if (threads_.count == 1 || flops < parallel_flops) return kernel(op, 0, tasks);
+  void run_tasks(const Operation& op, void (*kernel)(const Operation&, int64_t, int64_t)) {
+    if (threads_.count == 1 || flops(op) < worth_a_thread) return kernel(op, 0, tasks(op));
     struct State {
       const Operation& op;
       void (*kernel)(const Operation&, int64_t, int64_t);
     } state{op, kernel};
-    threads_.parallel_for(tasks, [](void* s, int64_t begin, int64_t end) {
+    threads_.parallel_for(tasks(op), [](void* s, int64_t begin, int64_t end) {
       static_cast<State*>(s)->kernel(static_cast<State*>(s)->op, begin, end);
     }, &state);
   }
@@ -111,7 +106,7 @@ class Machine {
     const Linear op{source(s.src), rows_of(s.dst), count_, s.src.rows, s.inputs, s.outputs, weights_ + s.packed_offset,
                     s.bias_offset == -1 ? nullptr : weights_ + s.bias_offset, s.bias_rows == 1 ? 0 : s.outputs,
                     static_cast<Activation>(s.activation), s.accumulate != 0};
-    run_tasks(op, linear_tasks(op), 2. * static_cast<double>(count_ * s.src.rows * s.inputs) * s.outputs, linear);
+    run_tasks(op, linear);
   }
 
   void run_sum_norm(const int64_t* operands) {
@@ -127,22 +122,19 @@ class Machine {
     const SumNorm op{sources, count, tail.offset_offset == -1 ? nullptr : weights_ + tail.offset_offset,
                      optional(tail.sum), optional(tail.normed), count_, dst.rows, tail.width,
                      format::float_of_bits(tail.eps_bits)};
-    // Memory-bound: an element costs about as much time as 16 operations of a product.
-    run_tasks(op, sum_norm_tasks(op), 16. * static_cast<double>((count + 2) * count_ * dst.rows) * tail.width, sum_norm);
+    run_tasks(op, sum_norm);
   }
 
   void run(const format::Attention& s) {
     const Attention op{source(s.q), source(s.k), source(s.v), rows_of(s.dst), count_, s.q.rows, s.k.rows, s.heads,
                        s.head_dim, format::float_of_bits(s.scale_bits)};
-    const double scores = static_cast<double>(count_ * s.heads * s.q.rows) * s.k.rows;
-    run_tasks(op, attention_tasks(op), scores * (4. * s.head_dim + 60.), attention);
+    run_tasks(op, attention);
   }
 
   void run(const format::ApplyPattern& s) {
     const ApplyPattern op{weights_ + s.pattern_offset, source(s.v), rows_of(s.dst), count_, s.dst.rows, s.v.rows,
                           s.heads, s.head_dim};
-    const double weights = static_cast<double>(count_ * s.heads * s.dst.rows) * s.v.rows;
-    run_tasks(op, apply_pattern_tasks(op), 2. * weights * s.head_dim, apply_pattern);
+    run_tasks(op, apply_pattern);
   }
 
   void run(const format::MeanRows& s) {
