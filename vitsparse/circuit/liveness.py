@@ -8,6 +8,8 @@ Two different questions, often confused (the compiler needs both):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .graph import Graph
@@ -24,8 +26,13 @@ def reaches_logits(graph: Graph, keep: np.ndarray) -> np.ndarray:
 
 def depends_on_input(graph: Graph, keep: np.ndarray) -> np.ndarray:
     """[S] bool: senders with a path of kept edges from ``input``. ``keep`` is [E] bool."""
+    return depends_on(graph, keep, [0])
+
+
+def depends_on(graph: Graph, keep: np.ndarray, sources: Sequence[int]) -> np.ndarray:
+    """[S] bool: the senders at positions ``sources``, and those with a path of kept edges from one of them."""
     varies = np.zeros(len(graph.sender_nodes), dtype=bool)
-    varies[0] = True
+    varies[list(sources)] = True
     for reader in graph.reader_nodes:
         if (keep[reader.edges] & varies[: reader.fan_in]).any():
             varies[list(reader.drives)] = True

@@ -8,10 +8,10 @@ Interpretability", 2023, algorithm 1).
 This takes one metric, hence one forward over all images, per edge. Three things are left out of those forwards. None of
 them changes a bit of any metric (activations being finite), so the circuit is that of the plain loop:
 
-- *What comes before the reader.* All edges into earlier stages are still kept, so the earlier senders write what they
-  do in the dense run, which is computed once.
-- *Stages that nobody reads any more.* A sender without a kept path to ``logits`` has weight 0 in every sum that
-  matters, so what it writes is not brought up to date.
+- *What the cut does not change.* A sender without a kept path from the reader of the edge gets the same input as
+  before, and writes what it wrote: above all everything before the reader.
+- *What nobody reads any more.* A sender without a kept path to ``logits`` has weight 0 in every sum that matters, so
+  what it writes is not brought up to date.
 - *Edges into readers without a kept path to* ``logits``. The difference is exactly 0: decided without a forward.
 """
 
@@ -86,8 +86,10 @@ def _search(objective: Objective, state: _State, threshold: float, log: Journal 
     """Decide every edge that is not decided in the journal; the bar is quiet when the output is no terminal."""
     from tqdm import tqdm
 
-    for decision in log.decisions if log else ():
-        state.apply(decision)
+    if log and log.decisions:
+        for decision in log.decisions:
+            state.apply(decision)
+        objective.restart(state.keep)
     total = state.graph.num_edges
     with tqdm(total=total, initial=total - state.undecided, desc="acdc", unit="edge",
               disable=None if progress else True) as bar:
@@ -105,8 +107,11 @@ def _decide(objective: Objective, state: _State, threshold: float) -> Decision:
     edge = state.undecided - 1
     without = state.keep.copy()
     without[edge] = False
-    value = objective(without, edge) if objective.matters(without, edge) else state.value
+    matters = objective.matters(without, edge)
+    value = objective.cut(without, edge) if matters else state.value
     cut = math.isfinite(value) and value - state.value < threshold
+    if matters and not cut:
+        objective.undo()
     return Decision(state.graph.edge_names[edge], not cut, value)
 
 

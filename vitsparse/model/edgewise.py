@@ -97,13 +97,12 @@ def group_bounds(hidden: int, groups: int) -> list[int]:
 class Stack:
     """Sender outputs [S, B, T, D] in graph order, written stage by stage.
 
-    Written in place where no gradient is wanted, else by concatenation. It starts as zeros, so that a sender that was
-    never run and whose edges are all cut adds nothing.
+    Written in place where no gradient is wanted, else by concatenation.
     """
 
     def __init__(self, first: Tensor, capacity: int):
         self._grows = torch.is_grad_enabled()
-        self._data = first[None] if self._grows else first.new_zeros(capacity, *first.shape)
+        self._data = first[None] if self._grows else first.new_empty(capacity, *first.shape)
         if not self._grows:
             self._data[0] = first
 
