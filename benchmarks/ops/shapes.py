@@ -1,7 +1,7 @@
 """Shapes that the op benchmarks share, and how a row is measured.
 
 Run `python -m pytest -o addopts=--import-mode=importlib benchmarks/ops --benchmark-only`; add `--benchmark-json FILE`
-for the numbers with machine and versions. One thread: what a kernel can be blamed for is its ratio to the baseline there.
+for the numbers with machine and versions. One thread: there the ratio to the baseline is the kernel's own doing.
 """
 
 from __future__ import annotations
