@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 import time
 
-import torch
-
 from tests.strategies import make_ablation, make_batches, make_model
 from vitsparse.circuit import Circuit, Graph
 from vitsparse.discovery import acdc, journal
@@ -26,7 +24,6 @@ def search(path: object, **changes: object) -> Circuit:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     record = journal.Journal.record
 
     def slowly(*arguments: object) -> None:

@@ -49,7 +49,7 @@ def test_killed_with_sigkill_and_started_again(tmp_path, finished):
 
 def killed_after(path: Path, lines: int) -> None:
     """Run the search in a process of its own and kill it once the journal has that many lines."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-m", "tests.discovery.search", str(path)], cwd=ROOT, env=environment)
     try:
         deadline = time.monotonic() + 120
