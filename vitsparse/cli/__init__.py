@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError("no verb has this name", where="vitsparse", expected=", ".join(VERBS), found=arguments[0],
                              remedy=nearest(arguments[0], VERBS))
         return importlib.import_module(f".{arguments[0]}", __name__).main(arguments[1:])
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does: nobody is left to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (InputError, OSError) as error:
         if debug:
             raise
