@@ -44,7 +44,7 @@ void bind_plan(py::module_& module) {
   module.def("packed_size", &packed_size, py::arg("outputs"), py::arg("inputs"),
              "Floats that a packed [outputs, inputs] matrix takes.");
   module.def("pack_linear", &pack_linear, py::arg("weight"),
-             "A float32 matrix [outputs, inputs] in the layout of the CPU kernels: one vector, the same on each machine.");
+             "A float32 matrix [outputs, inputs] in the layout of the CPU kernels, the same on each machine.");
   module.def("validate_program", &validate_program, py::arg("program"), py::arg("weights_size"),
              "Checks a program against the number of its weights; returns the sizes of images and result. Raises "
              "ValueError naming the step and the field.");

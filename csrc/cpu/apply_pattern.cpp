@@ -13,7 +13,7 @@ Tensor apply_pattern(const Tensor& weights, const Tensor& values) {
   STD_TORCH_CHECK(pattern.dim() == 3 && pattern.size(2) == v.size(1), "pattern: expected [heads, queries, ", v.size(1),
                   "]");
   const int64_t heads = pattern.size(0), queries = pattern.size(1), width = v.size(2);
-  STD_TORCH_CHECK(heads > 0 && width % heads == 0, "pattern: expected a number of heads that divides the width ", width);
+  STD_TORCH_CHECK(heads > 0 && width % heads == 0, "pattern: expected heads that divide the width ", width);
   const Tensor out = new_rows(v, v.size(0), queries, width);
   if (out.numel() == 0) return out;
   const cpu::ApplyPattern op{data_of(pattern), rows_of(v), mutable_rows_of(out), v.size(0), queries, v.size(1), heads,

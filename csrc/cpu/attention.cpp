@@ -11,7 +11,8 @@ namespace vitsparse::binding {
 namespace {
 
 Tensor attention(const Tensor& queries, const Tensor& keys, const Tensor& values, int64_t heads, double scale) {
-  const Tensor q = with_dense_rows(queries, "q", 3), k = with_dense_rows(keys, "k", 3), v = with_dense_rows(values, "v", 3);
+  const Tensor q = with_dense_rows(queries, "q", 3), k = with_dense_rows(keys, "k", 3);
+  const Tensor v = with_dense_rows(values, "v", 3);
   const int64_t images = std::max({q.size(0), k.size(0), v.size(0)}), width = q.size(2);
   for (const Tensor& x : {q, k, v})
     STD_TORCH_CHECK((x.size(0) == images || x.size(0) == 1) && x.size(2) == width,

@@ -12,6 +12,8 @@ namespace scalar {
 void apply_pattern(const ApplyPattern& op, int64_t begin, int64_t end) { apply_pattern_impl(op, begin, end); }
 }  // namespace scalar
 
-void apply_pattern(const ApplyPattern& op, int64_t begin, int64_t end) { VITSPARSE_DISPATCH(apply_pattern(op, begin, end)); }
+void apply_pattern(const ApplyPattern& op, int64_t begin, int64_t end) {
+  VITSPARSE_DISPATCH(apply_pattern(op, begin, end));
+}
 
 }  // namespace vitsparse::cpu

@@ -76,8 +76,8 @@ inline void attention_impl(const Attention& op, int64_t begin, int64_t end) {
     pack_transposed(op.k.row(image, 0) + column, op.k.row_stride, op.keys, op.head_dim, buffers.keys);
     pack_straight(op.v.row(image, 0) + column, op.v.row_stride, op.keys, op.head_dim, buffers.values);
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t first = block_begin(op.queries, blocks, block);
-      attend_block(op, buffers, image, head, first, static_cast<int>(block_begin(op.queries, blocks, block + 1) - first));
+      const int64_t first = block_begin(op.queries, blocks, block), next = block_begin(op.queries, blocks, block + 1);
+      attend_block(op, buffers, image, head, first, static_cast<int>(next - first));
     }
   }
 }

@@ -8,8 +8,8 @@ namespace {
 using vitsparse::cpu::Linear;
 
 // A task is a group of columns times a block of rows. The group is the outer index: its panel stays in the L1 cache
-// while the row blocks pass, and each weight is read from memory once. Meanwhile the first blocks fetch the panels of the
-// next group, one panel each; after the last group, what follows in memory: the next step's weights, if in order.
+// while the row blocks pass, and each weight is read from memory once. Meanwhile the first blocks fetch the panels of
+// the next group, one panel each; after the last group, what follows in memory: the next step's weights, if in order.
 struct Grid {
   int64_t rows, blocks, group_columns, groups;
   explicit Grid(const Linear& op)
@@ -32,9 +32,9 @@ inline void linear_block(const Linear& op, const Grid& grid, int64_t group, int6
   }
   const int64_t begin = group * grid.group_columns, end = begin + grid.group_columns;
   const Epilogue epilogue{op.bias != nullptr, false, op.activation == vitsparse::cpu::Activation::gelu, op.accumulate};
-  const int64_t next_panel = (group + 1) * grid.group_columns / panel_columns + block, panel_size = panel_columns * op.inputs;
   const bool fetch = block < (grid.group_columns + panel_columns - 1) / panel_columns;
-  const Packed packed{op.packed, op.inputs, fetch ? op.packed + next_panel * panel_size : nullptr};
+  const int64_t ahead = (group + 1) * grid.group_columns + block * panel_columns;
+  const Packed packed{op.packed, op.inputs, fetch ? op.packed + ahead * op.inputs : nullptr};
   multiply_rows(rows, count, packed, begin, end < op.outputs ? end : op.outputs, epilogue);
 }
 

@@ -3,7 +3,7 @@
 // A program is a vector of int64 words (floats as their float32 bit pattern):
 //   header  MAGIC, VERSION, slots, steps, arena floats per image, channels, image size, output slot
 //   slots   4 words each: space, offset, rows, width
-//             space 0  arena: [batch, rows, width] at arena + offset * batch; slots whose lifetimes differ may share memory
+//             space 0  arena: [batch, rows, width] at arena + offset * batch; slots of different lifetimes may overlap
 //             space 1  constant [rows, width] at weights + offset, the same for each image; read-only
 //             space 2  the result [batch, rows, width]; the output slot alone
 //   steps   opcode, number of operand words, operands (program_format.h)
@@ -27,8 +27,8 @@ struct ProgramShape {
 // the result, whatever its origin. Throws std::invalid_argument naming the step, the field, and expected and found.
 ProgramShape validate_program(Words program, int64_t weight_count);
 
-// How the caller lends threads: parallel_for(n, body, state) calls body(state, begin, end) on disjoint ranges that cover
-// [0, n), on at most `count` threads, and returns when all are done.
+// How the caller lends threads: parallel_for(n, body, state) calls body(state, begin, end) on disjoint ranges that
+// cover [0, n), on at most `count` threads, and returns when all are done.
 struct Threads {
   using Body = void (*)(void* state, int64_t begin, int64_t end);
   int64_t count;

@@ -61,8 +61,8 @@ class Validator {
   void require_extent(const char* field, int64_t found) const { require_range(field, 1, max_extent, found); }
   // `floats` floats from `offset` on lie within the weights.
   void require_weights(const char* field, int64_t offset, int64_t floats) const {
-    if (offset < 0 || floats > weights_ || offset > weights_ - floats)
-      fail(field, "an offset with " + std::to_string(floats) + " floats after it, of " + std::to_string(weights_), offset);
+    if (offset >= 0 && floats <= weights_ && offset <= weights_ - floats) return;
+    fail(field, "an offset with " + std::to_string(floats) + " floats left, of " + std::to_string(weights_), offset);
   }
 
   void check_header() {

@@ -39,7 +39,9 @@ inline void normalise(const float* row, int64_t width, Vec total, float eps, flo
     squares = fma(d, d, squares);
   });
   const Vec scale = Vec::set(1.f / __builtin_sqrtf(sum(squares) / static_cast<float>(width) + eps));
-  for_each_vector(width, [&](int64_t c, auto load, auto store, int) { store((load(row + c) - mean) * scale, out + c); });
+  for_each_vector(width, [&](int64_t c, auto load, auto store, int) {
+    store((load(row + c) - mean) * scale, out + c);
+  });
 }
 
 inline void sum_norm_impl(const SumNorm& op, int64_t begin, int64_t end) {

@@ -2,8 +2,8 @@
 // must never be merged by the linker with the same template compiled for another.
 #pragma once
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of values its own header leaves undefined on purpose
+#pragma GCC diagnostic push  // GCC 12 warns of values that its own header leaves undefined on purpose
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #else

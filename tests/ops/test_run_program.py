@@ -176,7 +176,7 @@ def test_truncated_and_extended_programs_are_refused():
             native.core().validate_program(words[:length].numpy(), blob.numel())
     with pytest.raises(ValueError, match="no words after the last step, found 1"):
         native.core().validate_program(torch.cat([words, words[:1]]).numpy(), blob.numel())
-    with pytest.raises(ValueError, match="floats after it, of 100"):
+    with pytest.raises(ValueError, match="floats left, of 100"):
         native.core().validate_program(words.numpy(), 100)
 
 
