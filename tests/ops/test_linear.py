@@ -102,6 +102,18 @@ def test_gradient_and_registration():
             assert error(one, other.double()) <= 1e-5
 
 
+def test_gradients_of_gradients():
+    x, weight, bias = (t.requires_grad_() for t in draw(2, 3, 4, 5, "shared"))
+
+    def second(backend):
+        loss = linear(x, weight, bias, "gelu", backend).square().sum()
+        first = torch.autograd.grad(loss, (x, weight), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), (x, weight, bias))
+
+    for one, other in zip(second("cpu"), second("reference"), strict=True):
+        assert error(one, other.double()) <= 1e-5
+
+
 def test_arguments_that_do_not_fit_are_refused():
     x, weight = torch.randn(2, 3, 4), torch.randn(5, 4)
     for arguments, where in (((x, weight.T), "weight"), ((x, weight, torch.zeros(4)), "bias"),

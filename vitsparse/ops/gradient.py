@@ -21,13 +21,16 @@ def differentiate_as(op: str, reference: Callable[..., Any]) -> None:
         ctx.save_for_backward(*flat)
 
     def backward(ctx, *grads: Tensor | None):
+        again = torch.is_grad_enabled()  # this pass will itself be differentiated: stay in the graph of the inputs
         with torch.enable_grad():
-            flat = [x.detach().requires_grad_(x.is_floating_point()) for x in ctx.saved_tensors]
+            flat = [x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_(x.is_floating_point())
+                    for x in ctx.saved_tensors]
             outputs = reference(*_unflatten(ctx.layout, flat))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         used = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
         wanted = [x for x in flat if x.requires_grad]
-        found = iter(torch.autograd.grad([y for y, _ in used], wanted, [g for _, g in used], allow_unused=True))
+        found = iter(torch.autograd.grad([y for y, _ in used], wanted, [g for _, g in used], allow_unused=True,
+                                         create_graph=again))
         gradients = [next(found) if x.requires_grad else None for x in flat]
         layout = [(kind, None if kind == "value" else what) for kind, what in ctx.layout]
         return _unflatten(layout, gradients)
