@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from vitsparse.cli import VERBS, main
@@ -82,3 +85,11 @@ def test_an_output_that_is_a_file_is_left_alone(tmp_path, capsys):
 def test_debug_shows_the_traceback():
     with pytest.raises(InputError):
         main(["trian", "--debug"])
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    program = subprocess.Popen([sys.executable, "-m", "vitsparse", "doctor"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    program.stdout.close()
+    assert (program.stderr.read(), program.wait(timeout=120)) == ("", 141)
+    program.stderr.close()

@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] not in VERBS:
             raise InputError("no verb has this name", where="vitsparse", expected=", ".join(VERBS), found=arguments[0],
                              remedy=nearest(arguments[0], VERBS))
-        return importlib.import_module(f".{arguments[0]}", __name__).main(arguments[1:])
+        status = importlib.import_module(f".{arguments[0]}", __name__).main(arguments[1:])
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:  # whoever read our output has gone, as `head` does: nobody is left to be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
