@@ -5,5 +5,5 @@ from .plan import Plan, dense_flops
 from .sparse_vit import SparseViT, sparsify
 from .translate import append_head, translate
 
-__all__ = ["BACK_PASSES", "Plan", "SparseViT", "append_head", "back", "dense_flops", "front", "front_passes", "logits_plan",
-           "sparsify", "translate"]
+__all__ = ["BACK_PASSES", "Plan", "SparseViT", "append_head", "back", "dense_flops", "front", "front_passes",
+           "logits_plan", "sparsify", "translate"]

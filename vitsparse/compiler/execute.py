@@ -23,7 +23,8 @@ def run_plan(plan: Plan, images: Tensor, parameters: Mapping[str, Tensor], const
     env = Environment(plan, parameters, constants)
     for step in plan.steps:
         env.run(step, images, ops)
-    return env.read(plan.output).expand(len(images), -1, -1)
+    out = env.read(plan.output).expand(images.shape[0], -1, -1)
+    return out.clone() if plan.output.name in constants else out  # nobody may write into the stored one
 
 
 class Environment:
@@ -96,7 +97,7 @@ def bias_of(parameters: Mapping[str, Tensor], bias: Bias | None) -> Tensor | Non
 def _embed(env: Environment, step: Embed, images: Tensor, ops: ModuleType) -> None:
     weight, bias, class_token, positions = (env.parameters[key] for key in EMBED_KEYS)
     patches = F.conv2d(images, weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
-    tokens = torch.cat([class_token.expand(len(images), -1, -1), patches], dim=1) + positions
+    tokens = torch.cat([class_token.expand(images.shape[0], -1, -1), patches], dim=1) + positions
     env.write(step.out, tokens[:, step.out.rows[0]: step.out.rows[1]])
 
 
@@ -111,7 +112,8 @@ def _linear(env: Environment, step: Linear, images: Tensor, ops: ModuleType) -> 
     source = env.read(step.source)
     if step.norm is not None:
         source = source * env.parameters[f"{step.norm}.weight"] + env.parameters[f"{step.norm}.bias"]
-    out = ops.linear(source, weight_of(env.parameters, step.weight), bias_of(env.parameters, step.bias), step.activation)
+    weight, bias = weight_of(env.parameters, step.weight), bias_of(env.parameters, step.bias)
+    out = ops.linear(source, weight, bias, step.activation)
     if step.scale is not None:
         out = out * env.parameters[step.scale]
     env.write(step.out, out, accumulate=step.accumulate)

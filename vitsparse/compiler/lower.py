@@ -1,8 +1,8 @@
 """From a plan to the program that the native executor runs in one call.
 
-A program is a vector of integers (steps over slots of memory) and one float32 blob (packed matrices, biases, constants);
-the format is in kernels/cpu/program.h. Here the affine part of each LayerNorm, LayerScale and shares of biases are folded
-into the matrices:
+A program is a vector of integers (steps over slots of memory) and one float32 blob (packed matrices, biases,
+constants); the format is in kernels/cpu/program.h. Here the affine part of each LayerNorm, LayerScale and shares of
+biases are folded into the matrices:
 
     ((x * g + c) W^T + b) * s  =  x (s W diag(g))^T + s (b + W c)
 """
@@ -79,8 +79,9 @@ class _Lowering:
         arena = self._place_values()
         for step in self.plan.steps:
             _EMIT[type(step)](self, step)
-        if self.plan.output.name in self.constants:
-            self._fill(self.constants[self.plan.output.name], View("result", self.plan.output.rows, self.plan.output.cols))
+        output = self.plan.output
+        if output.name in self.constants:
+            self._fill(self.constants[output.name], View("result", output.rows, output.cols))
         config, out = self.plan.config, self.slot_of["result"]
         header = [MAGIC, VERSION, len(self.slots), self.count, arena, config.in_chans, config.img_size, out]
         words = [*header, *(word for slot in self.slots for word in slot), *self.code]
@@ -139,14 +140,15 @@ class _Lowering:
         self._step(PATCHES, [*self._view(self.patches), self.plan.config.patch_size])
         weight = self.parameters["patch_embed.proj.weight"].flatten(1)
         source = View(self.patches.name, (start - 1, last - 1), self.patches.cols)
-        self._product(source, View(step.out.name, (start, last), step.out.cols), weight, positions[0, start:last] + bias)
+        out = View(step.out.name, (start, last), step.out.cols)
+        self._product(source, out, weight, positions[0, start:last] + bias)
 
     def _product(self, source: View, out: View, weight: Tensor, bias: Tensor | None, *, gelu: bool = False,
                  accumulate: bool = False) -> None:
         packed = self.blob.add(self.pack_linear(np.ascontiguousarray(weight.detach().cpu().float().numpy())))
         offset, rows = (-1, 1) if bias is None else (self.blob.add(bias), 1 if bias.ndim == 1 else len(bias))
-        self._step(LINEAR, [*self._view(source), *self._view(out), weight.shape[1], weight.shape[0], packed, offset, rows,
-                            int(gelu), int(accumulate)])
+        self._step(LINEAR, [*self._view(source), *self._view(out), weight.shape[1], weight.shape[0], packed, offset,
+                            rows, int(gelu), int(accumulate)])
 
     def linear(self, step: Linear) -> None:
         """A product with the norm's affine part, LayerScale and the share of the bias folded in (in float64)."""

@@ -1,16 +1,16 @@
 """Plan: how to run a circuit, as a numbered program over buffers.
 
 A plan is a straight line of steps. Each reads and writes *views*: a token range and a column range of a named value
-[rows, width] per image. A name in ``constants`` is the same for every image. Weights are named by timm's keys and sliced
-by ranges, so a plan holds no trained numbers but its constants, and can be run from any parameters of that shape.
+[rows, width] per image. A name in ``constants`` is the same for every image. Weights are named by timm's keys and
+sliced by ranges, so a plan holds no trained numbers but its constants; it can be run from any parameters of that shape.
 
-Row ranges are in absolute token positions (class token = 0): a value that holds tokens 0..1 and one that holds all of them
-are read alike, which is what lets the compiler narrow tokens without touching the steps around.
+Row ranges are in absolute token positions (class token = 0): a value that holds tokens 0..1 and one that holds all of
+them are read alike, which is what lets the compiler narrow tokens without touching the steps around.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -142,7 +142,7 @@ class Embed(Step):
 
 @dataclass(frozen=True)
 class SumNorm(Step):
-    """``total`` = offset + sum of senders + b_O of the layers in ``biases``; ``normed`` = its LayerNorm, without affine.
+    """``total`` = offset + sum of senders + b_O of the layers in ``biases``; ``normed`` = its LayerNorm without affine.
 
     ``readers`` are the names of the graph's readers that this input serves.
     """
@@ -170,7 +170,7 @@ class SumNorm(Step):
 
 @dataclass(frozen=True)
 class Linear(Step):
-    """``out`` (+)= activation(source' @ weight.T + bias) * scale, where source' has the affine part of ``norm`` applied.
+    """``out`` (+)= activation(source' @ weight.T + bias) * scale; source' has the affine part of ``norm`` applied.
 
     ``norm`` names a LayerNorm (its weight and bias), ``scale`` a LayerScale parameter; ``accumulate`` adds to ``out``.
     """
@@ -189,6 +189,10 @@ class Linear(Step):
     @property
     def flops(self) -> int:
         return 2 * length(self.out.rows) * self.source.width * self.out.width
+
+    @property
+    def bytes(self) -> int:
+        return super().bytes + 4 * self.out.size * self.accumulate
 
 
 @dataclass(frozen=True)
@@ -244,8 +248,8 @@ class Plan(Frozen):
     """A program for a ViT of shape ``config``; see the module's head.
 
     ``constants`` maps names to tensors ([rows, width] with all rows, patterns [heads, Tq, Tk]); ``parameters`` maps a
-    parameter's key to the ranges of the dense one that are kept, one tuple of ranges per sliced dimension; ``output`` is
-    the view that holds the result; ``passes`` names the passes that made the plan.
+    parameter's key to the ranges of the dense one that are kept, one tuple of ranges per sliced dimension; ``output``
+    is the view that holds the result; ``passes`` names the passes that made the plan.
     """
 
     config: ViTConfig
@@ -295,13 +299,36 @@ class Plan(Frozen):
         return "\n".join(_lines(self))
 
     def __repr__(self) -> str:
-        return f"Plan({len(self.steps)} steps, {self.flops / 1e6:.3g} MFLOP an image, passes: {', '.join(self.passes) or 'none'})"
+        passes = ", ".join(self.passes) or "none"
+        return f"Plan({len(self.steps)} steps, {self.flops / 1e6:.3g} MFLOP an image, passes: {passes})"
 
 
 def hull(a: View, b: View) -> View:
     """The smallest view of one value that covers both."""
     return View(a.name, (min(a.rows[0], b.rows[0]), max(a.rows[1], b.rows[1])),
                 (min(a.cols[0], b.cols[0]), max(a.cols[1], b.cols[1])))
+
+
+def union(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """Sorted, disjoint ranges that cover exactly ``ranges``."""
+    merged: list[Range] = []
+    for start, stop in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
+def joint_name(names: Collection[str]) -> str:
+    """A name for what several values became: ``z.a0.h0-2,5`` for z.a0.h0, z.a0.h1, z.a0.h2 and z.a0.h5."""
+    first = next(iter(names))
+    if len(names) == 1:
+        return first
+    stem = first.rstrip("0123456789")
+    numbers = [int(name.removeprefix(stem)) for name in names]
+    runs = union((number, number + 1) for number in numbers)
+    return stem + ",".join(f"{start}-{stop - 1}" if stop - start > 1 else f"{start}" for start, stop in runs)
 
 
 def dense_flops(config: ViTConfig) -> int:
@@ -319,7 +346,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     for number, step in enumerate(plan.steps):
         out = step.writes[-1]
         shape = f"{length(out.rows)}x{out.width}"
-        yield f"{number:4d}  {_describe(step):<68} {shape:>9} {step.flops / 1e6:10.3f} MFLOP {step.bytes / 1e3:9.1f} kB"
+        yield f"{number:4d}  {_describe(step):<72} {shape:>9} {step.flops / 1e6:10.3f} MFLOP {step.bytes / 1e3:9.1f} kB"
     yield f"      return {plan.output}{' (constant)' if plan.output.name in plan.constants else ''}"
 
 
@@ -338,7 +365,8 @@ def _describe(step: Step) -> str:
             call = f"gelu({call})" if step.activation == "gelu" else call
             return f"{out} {'+=' if step.accumulate else '='} {call}"
         case Attention():
-            return f"{out} = attention({step.q.name}, {step.k.name}, {step.v.name}; {step.heads} heads)"
+            sources = ", ".join(dict.fromkeys(view.name for view in step.reads))
+            return f"{out} = attention({sources}; {step.heads} heads)"
         case ApplyPattern():
             return f"{out} = {step.pattern} @ {step.v.name}; {step.heads} heads"
         case MeanRows():

@@ -22,8 +22,9 @@ from .plan import Attention, Bias, Embed, Linear, MeanRows, Plan, Range, Step, S
 def translate(config: ViTConfig, circuit: Circuit, ablation_values: Tensor) -> Plan:
     """The naive plan of ``circuit`` for a ViT of shape ``config``, up to what its head reads.
 
-    ``ablation_values`` is [S, T, D] (``Ablation.stacked``). The output is LayerNorm(r_logits) without its affine part, or
-    r_logits itself for ``global_pool="avg"``, for all tokens; :func:`append_head` goes on to the logits.
+    ``ablation_values`` is [S, T, D] (``Ablation.stacked``), in the precision that the plan shall have. The output is
+    LayerNorm(r_logits) without its affine part, or r_logits itself for ``global_pool="avg"``, for all tokens;
+    :func:`append_head` goes on to the logits.
     """
     return _Translation(config, circuit, ablation_values).plan()
 
@@ -110,8 +111,8 @@ class _Translation:
             rows = ((position * width + heads.start * dim, position * width + heads.stop * dim),)
             views[part] = View(f"{part}.{name}", self.rows, (0, len(heads) * dim))
             bias = Bias(f"{block}.attn.qkv.bias", rows) if self.config.qkv_bias else None
-            yield Linear(inputs[heads.start, part], views[part], Weight(f"{block}.attn.qkv.weight", rows, (self.width,)),
-                         bias, norm=f"{block}.norm1")
+            weight = Weight(f"{block}.attn.qkv.weight", rows, (self.width,))
+            yield Linear(inputs[heads.start, part], views[part], weight, bias, norm=f"{block}.norm1")
         mixed = View(f"z.{name}", self.rows, (0, len(heads) * dim))
         yield Attention(views["q"], views["k"], views["v"], mixed, len(heads))
         columns = ((heads.start * dim, heads.stop * dim),)
@@ -129,8 +130,9 @@ class _Translation:
             hidden = View(f"h.{node.name}", self.rows, (0, units[0][1] - units[0][0]))
             yield Linear(step.out, hidden, Weight(f"{block}.mlp.fc1.weight", units, (self.width,)),
                          Bias(f"{block}.mlp.fc1.bias", units), norm=f"{block}.norm2", activation="gelu")
-            yield Linear(hidden, self._stream(f"s.{node.name}"), Weight(f"{block}.mlp.fc2.weight", (self.width,), units),
-                         Bias(f"{block}.mlp.fc2.bias", (self.width,), 1 / groups), scale=self._layer_scale(layer, 2))
+            weight = Weight(f"{block}.mlp.fc2.weight", (self.width,), units)
+            bias = Bias(f"{block}.mlp.fc2.bias", (self.width,), 1 / groups)
+            yield Linear(hidden, self._stream(f"s.{node.name}"), weight, bias, scale=self._layer_scale(layer, 2))
 
     def _layer_scale(self, layer: int, position: int) -> str | None:
         return f"blocks.{layer}.ls{position}.gamma" if self.config.init_values else None

@@ -43,3 +43,7 @@ def _fake(images: Tensor, program: Tensor, weights: Tensor) -> Tensor:
     """The shape depends on the words of the program, which tracing does not see: two unbacked sizes."""
     context = torch.library.get_ctx()
     return images.new_empty((images.shape[0], context.new_dynamic_size(), context.new_dynamic_size()))
+
+
+call = torch.ops.vitsparse.run_program.default
+"""The op itself, for a caller whose tensors are right by construction; a wrong program raises ``RuntimeError``."""

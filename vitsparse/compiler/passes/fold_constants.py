@@ -1,8 +1,8 @@
 """Pass 2: what is the same for every image is computed once, now.
 
-Ablation values are constants of the naive plan. A step that reads only constants is run here (in float64) and becomes a
-constant itself; a sum keeps its varying senders and gets one [T, D] offset for all the others; attention whose q and k are
-constant keeps only its pattern.
+Ablation values are constants of the naive plan. A step that reads only constants is run here (in float64) and becomes
+a constant itself; a sum keeps its varying senders and gets one [T, D] offset for all the others; attention whose q and
+k are constant keeps only its pattern.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..plan import Plan, Range, Step, SumNorm, View
+from ..plan import Plan, Range, Step, SumNorm, View, joint_name
 
 
 def group_readers(plan: Plan) -> Plan:
@@ -13,19 +13,32 @@ def group_readers(plan: Plan) -> Plan:
     for step in plan.steps:
         if isinstance(step, SumNorm):
             groups.setdefault(_key(step), []).append(step)
-    renamed = {view.name: group[0].out.name for group in groups.values() for step in group for view in step.writes}
+    renamed = {step.out.name: _name(group) for group in groups.values() for step in group}
     steps: list[Step] = []
     for step in plan.steps:
         if not isinstance(step, SumNorm):
             steps.append(step.map_reads(lambda view: _rename(view, renamed)))
         elif step is groups[_key(step)][0]:
-            steps.append(_merge(groups[_key(step)]).map_reads(lambda view: _rename(view, renamed)))
+            merged = _merge(groups[_key(step)])
+            steps.append(merged.map_writes(lambda view: _rename(view, renamed)))
     return plan.after("group_readers", steps=tuple(steps), output=_rename(plan.output, renamed))
 
 
 def _key(step: SumNorm) -> tuple:
     senders = tuple((view.name, view.cols) for view in step.senders)
     return senders, step.offset, step.biases, step.normed is None
+
+
+def _name(group: list[SumNorm]) -> str:
+    """``n.a0.h0-3`` (with the parts, as in ``n.a0.h0-3<qk>``, where those are not all) or the first reader's name."""
+    own = group[0].out.name
+    split = [step.out.name.partition("<") for step in group]
+    heads, parts = sorted({head for head, _, _ in split}), {part.rstrip(">") for _, _, part in split}
+    same_layer = len({head.rstrip("0123456789") for head in heads}) == 1
+    if len(group) == 1 or not same_layer or len(heads) * len(parts) != len(group):
+        return own
+    suffix = "".join(part for part in "qkv" if part in parts)
+    return joint_name(heads) + (f"<{suffix}>" if suffix not in ("", "qkv") else "")
 
 
 def _merge(group: list[SumNorm]) -> SumNorm:

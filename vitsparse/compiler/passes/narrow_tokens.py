@@ -1,7 +1,7 @@
 """Pass 3: compute only the tokens that somebody reads.
 
-The classifier reads the class token (or the patches), so the last block's MLP and queries need no other row. Liveness of
-rows flows backward: every step but attention needs of its sources exactly the rows it is asked for.
+The classifier reads the class token (or the patches), so the last block's MLP and queries need no other row. Liveness
+of rows flows backward: every step but attention needs of its sources exactly the rows it is asked for.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ def narrow_tokens(plan: Plan) -> Plan:
     narrowed: list[Step] = []
     for step in reversed(plan.steps):
         asked = [needed[view.name].rows for view in step.writes if view.name in needed]
+        if not asked:
+            continue  # no row of it is read
         rows = (min(start for start, _ in asked), max(stop for _, stop in asked))
         step = _narrow(step, rows)
         narrowed.append(step)

@@ -1,7 +1,7 @@
 """Pass 5: a sum that contains an earlier sum starts from it instead of adding all its senders again.
 
-In the dense model this is the residual stream itself: each reader adds what was written since the last one. Sums are only
-ever extended, never corrected by subtraction, so nothing cancels.
+In the dense model this is the residual stream itself: each reader adds what was written since the last one. Sums are
+only ever extended, never corrected by subtraction, so nothing cancels.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _contains(step: SumNorm, base: SumNorm) -> bool:
 
 def _with_total(step: SumNorm) -> tuple[SumNorm, View]:
     """The step made to store its sum too, and the view of it."""
-    total = step.total or replace(step.out, name=f"r.{step.readers[0]}")
+    total = step.total or replace(step.out, name=f"r.{step.out.name.removeprefix('n.')}")
     return replace(step, total=total), total
 
 

@@ -1,8 +1,8 @@
 """Pass 6: keep only the rows and columns of each parameter that some step uses.
 
-The parameters keep timm's keys; ``plan.parameters`` says which part of the dense tensor each one is. What remains of the
-packing (affine and LayerScale folded in, panels laid out for the kernel) happens when a plan is lowered, because it has to
-be redone whenever a parameter changes.
+The parameters keep timm's keys; ``plan.parameters`` says which part of the dense tensor each one is. What remains of
+the packing (affine and LayerScale folded in, panels laid out for the kernel) happens when a plan is lowered, because it
+has to be redone whenever a parameter changes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ..execute import EMBED_KEYS
-from ..plan import Embed, Linear, Plan, Range, Step, SumNorm, length
+from ..plan import Embed, Linear, Plan, Range, Step, SumNorm, length, union
 from ..translate import head_norm
 
 Slices = tuple[tuple[Range, ...], ...]
@@ -53,17 +53,6 @@ def _uses(step: Step, *, scaled: bool) -> Iterable[tuple[str, Slices]]:
             yield from ((f"{step.norm}.{part}", ()) for part in ("weight", "bias"))
         if step.scale is not None:
             yield step.scale, ()
-
-
-def union(ranges: Iterable[Range]) -> tuple[Range, ...]:
-    """Sorted, disjoint ranges that cover exactly ``ranges``."""
-    merged: list[Range] = []
-    for start, stop in sorted(ranges):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
-        else:
-            merged.append((start, stop))
-    return tuple(merged)
 
 
 def _repoint(step: Linear, parameters: Mapping[str, Slices]) -> Linear:

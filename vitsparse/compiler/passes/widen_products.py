@@ -1,8 +1,8 @@
 """Pass 4, second half: nodes of a layer that read the same input, or are read by the same sums, share wide products.
 
 Heads (or MLP groups) behind one input become one product with their rows side by side and one attention; senders that
-every sum takes together are written by one product and become one sender. Within a wide value the columns are ordered by
-who reads the result, so that each outgoing product finds its columns side by side.
+every sum takes together are written by one product and become one sender. Within a wide value the columns are ordered
+by who reads the result, so that each outgoing product finds its columns side by side.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..plan import ApplyPattern, Attention, Bias, Linear, Plan, Range, Step, SumNorm, View, Weight
+from ..plan import ApplyPattern, Attention, Bias, Linear, Plan, Range, Step, SumNorm, View, Weight, joint_name
 
 Mixing = Attention | ApplyPattern
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """One sender's private steps: products into it (``heads`` have a mixing step, MLP groups none), product out of it."""
+    """One sender's private steps: products into it, the mixing of tokens if it is a head, and the product out of it."""
 
     incoming: tuple[Linear, ...]
     mixing: Mixing | None
@@ -59,10 +59,12 @@ class _Widening:
         groups: dict[tuple, list[_Unit]] = {}
         for unit in units:
             groups.setdefault(unit.group, []).append(unit)
-        first_of = {}
+        together: dict[tuple, list[View]] = {}
         for unit in units:
-            audience = (unit.outgoing.weight.key, unit.audience)
-            self.merged_sender[unit.outgoing.out.name] = first_of.setdefault(audience, unit.outgoing.out)
+            together.setdefault((unit.outgoing.weight.key, unit.audience), []).append(unit.outgoing.out)
+        for views in together.values():
+            target = replace(views[0], name=joint_name([view.name for view in views]))
+            self.merged_sender |= {view.name: target for view in views}
         emit_at = {id(group[-1].outgoing): group for group in groups.values()}
         private = {id(step) for unit in units for step in (*unit.incoming, unit.mixing, unit.outgoing)}
         steps: list[Step] = []
@@ -82,13 +84,14 @@ class _Widening:
 
     def _merge(self, units: list[_Unit]) -> Iterator[Step]:
         """The steps of one group, wide."""
-        views: dict[str, View] = {}  # part (position among a unit's incoming products) -> wide view
-        first = units[0]
+        views: dict[str, View] = {}  # what an incoming product of the first unit writes -> the wide view of it
+        first, node = units[0], joint_name([unit.outgoing.out.name.removeprefix("s.") for unit in units])
         by_source: dict[View, list[int]] = {}
         for part, step in enumerate(first.incoming):
             by_source.setdefault(replace(step.source, rows=step.out.rows), []).append(part)
         for parts in by_source.values():
-            wide = _side_by_side([unit.incoming[part] for part in parts for unit in units])
+            name = "".join(first.incoming[part].out.name[0] for part in parts) + f".{node}"
+            wide = _side_by_side([unit.incoming[part] for part in parts for unit in units], name)
             yield wide
             start = 0
             for part in parts:
@@ -98,12 +101,12 @@ class _Widening:
         if first.mixing is None:
             inner = views[first.incoming[0].out.name]
         else:
-            mixing = self._merge_mixing(units, views)
+            mixing = self._merge_mixing(units, views, f"z.{node}")
             yield mixing
             inner = mixing.out
         yield from self._outgoing(units, inner)
 
-    def _merge_mixing(self, units: list[_Unit], views: dict[str, View]) -> Mixing:
+    def _merge_mixing(self, units: list[_Unit], views: dict[str, View], name: str) -> Mixing:
         mixings = [unit.mixing for unit in units]
         first = mixings[0]
         assert first is not None
@@ -116,7 +119,7 @@ class _Widening:
             return replace(view, name=self._joined(names, dim=-1), cols=(0, view.width * len(names)))
 
         columns = (0, sum(mixing.out.width for mixing in mixings if mixing is not None))
-        merged = replace(first.map_reads(wide), out=replace(first.out, cols=columns),
+        merged = replace(first.map_reads(wide), out=replace(first.out, name=name, cols=columns),
                          heads=sum(mixing.heads for mixing in mixings if mixing is not None))
         if isinstance(merged, ApplyPattern):
             names = [mixing.pattern for mixing in mixings if isinstance(mixing, ApplyPattern)]
@@ -127,7 +130,7 @@ class _Widening:
         """The constants ``names`` concatenated, as a constant of its own."""
         if len(names) == 1:
             return names[0]
-        name = f"{names[0]}+{len(names) - 1}"
+        name = joint_name(names)
         values: list[Tensor] = [self.constants[each] for each in names]
         self.constants[name] = torch.cat(values, dim)
         return name
@@ -147,13 +150,14 @@ class _Widening:
             start += width
 
 
-def _side_by_side(steps: list[Linear]) -> Linear:
-    """One product whose output holds those of ``steps`` side by side."""
+def _side_by_side(steps: list[Linear], name: str) -> Linear:
+    """One product whose output ``name`` holds those of ``steps`` side by side."""
     first = steps[0]
-    weight = Weight(first.weight.key, join(tuple(span for step in steps for span in step.weight.rows)), first.weight.cols)
+    rows = join(tuple(span for step in steps for span in step.weight.rows))
+    weight = Weight(first.weight.key, rows, first.weight.cols)
     biases = [step.bias for step in steps if step.bias is not None]
     bias = Bias(biases[0].key, join(tuple(span for bias in biases for span in bias.rows))) if biases else None
-    out = replace(first.out, cols=(0, sum(step.out.width for step in steps)))
+    out = replace(first.out, name=name, cols=(0, sum(step.out.width for step in steps)))
     return replace(first, out=out, weight=weight, bias=bias)
 
 

@@ -1,0 +1,446 @@
+"""SparseViT against the edge-wise forward on every backend, and as a module: gradients, copies, states, tracing."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from tests.compiler.cases import Case, cases, edgewise
+from tests.strategies import make_ablation, make_circuit, make_images, make_model
+from tests.tolerances import BACKEND, FULL_CIRCUIT, ORACLE, error
+from vitsparse.backends import native
+from vitsparse.circuit import Circuit, Graph
+from vitsparse.compiler import SparseViT, dense_flops
+from vitsparse.model.config import ViTConfig
+from vitsparse.model.edgewise import edgewise_forward
+from vitsparse.ops.backend import why_not
+
+BACKENDS = ("reference", "torch", *(["cpu"] if native.available("cpu") else []))
+CONFIG = ViTConfig(img_size=8, patch_size=2, in_chans=3, num_classes=5, embed_dim=24, depth=2, num_heads=3,
+                   init_values=0.5)
+needs_cpu = pytest.mark.skipif("cpu" not in BACKENDS, reason="; ".join(why_not("cpu", "cpu")))
+
+
+def case_of(kind: str = "sparse", ablation: str = "mean", *, dtype: torch.dtype = torch.float32, seed: int = 3,
+            graph: Graph | None = None, config: ViTConfig = CONFIG) -> Case:
+    model = make_model(config, seed, dtype)
+    graph = graph or Graph(config.depth, config.num_heads, mlp_groups=2)
+    return Case(model, make_circuit(graph, kind, seed), make_ablation(model, graph, ablation),
+                make_images(config, 3, seed, dtype))
+
+
+
+def torch_logits(sparse: SparseViT, case: Case) -> torch.Tensor:
+    """The logits again, from a new model on standard ops with copies of the tensors."""
+    parameters = {key: value.detach().clone() for key, value in sparse.named_parameters()}
+    fresh = SparseViT(sparse._front, parameters, sparse.circuit, backend="torch").eval()
+    with torch.no_grad():
+        return fresh(case.images)
+
+
+@settings(max_examples=100)
+@given(cases())
+def test_every_backend_equals_the_edgewise_forward(case):
+    for backend in BACKENDS:
+        sparse = case.sparse(backend)
+        with torch.no_grad():
+            out = sparse(case.images)
+            assert error(out, case.exact) <= BACKEND, backend
+            features = sparse.forward_features(case.images)
+            assert error(sparse.forward_head(features), case.exact) <= BACKEND, backend
+            assert error(sparse.forward_head(features), out) <= BACKEND, backend
+        assert features.shape == (len(case.images), case.model.config.num_tokens, case.model.config.embed_dim)
+        _check_state(sparse, case)
+
+
+def _check_state(sparse: SparseViT, case: Case) -> None:
+    """timm's keys, sliced, and constants; nothing else."""
+    for key, value in sparse.state_dict().items():
+        if not key.startswith("constants."):
+            dense = case.state[key]
+            assert value.ndim == dense.ndim
+            assert all(small <= large for small, large in zip(value.shape, dense.shape, strict=True)), key
+    assert all(not buffer.requires_grad for buffer in sparse.buffers())
+
+
+@settings(max_examples=40)
+@given(cases(kinds=("full",)))
+def test_all_edges_are_the_dense_model(case):
+    with torch.no_grad():
+        dense, features = case.model(case.images), case.model.forward_features(case.images)
+        for backend in BACKENDS:
+            sparse = case.sparse(backend)
+            assert error(sparse(case.images), dense) <= FULL_CIRCUIT["float32"], backend
+            assert error(sparse.forward_features(case.images), features) <= FULL_CIRCUIT["float32"], backend
+    state = {key: tuple(value.shape) for key, value in case.state.items()}
+    assert {key: tuple(value.shape) for key, value in sparse.state_dict().items()} == state
+
+
+@settings(max_examples=40)
+@given(cases(dtype=torch.float64, kinds=("full", "dense")))
+def test_gradients_are_those_of_the_edgewise_forward(case):
+    """For every sliced parameter, except where the constants that were folded from it would change with it."""
+    keep = case.circuit.keep
+    blind = any(not keep[reader.edges].any() for reader in case.circuit.graph.reader_nodes)
+    if case.circuit.constant or case.circuit.dead or blind:
+        case = Case(case.model, Circuit.full(case.circuit.graph), case.ablation, case.images)
+    sparse = case.sparse("torch").train()
+    weights = torch.randn(case.exact.shape, dtype=torch.float64)
+    (sparse(case.images) * weights).sum().backward()
+    case.model.zero_grad()
+    circuit = case.circuit
+    dense = edgewise_forward(case.model, case.images, circuit.keep, graph=circuit.graph, ablation=case.ablation)
+    (dense * weights).sum().backward()
+    expected = dict(case.model.named_parameters())
+    for key, parameter in sparse.named_parameters():
+        assert parameter.shape == expected[key].shape
+        scale = max(1e-6, float(expected[key].grad.abs().max()))
+        assert float((parameter.grad - expected[key].grad).abs().max()) <= 1e-8 * scale, key
+
+
+@settings(max_examples=40)
+@given(cases(kinds=("sparse", "dead parts", "constant")))
+def test_gradients_through_the_native_forward(case):
+    gradients = {}
+    for backend in BACKENDS:
+        sparse, images = case.sparse(backend).eval(), case.images.clone().requires_grad_()
+        out = sparse(images)
+        assert error(out, case.exact) <= BACKEND
+        out.square().sum().backward()
+        found = {"images": images.grad, **{key: value.grad for key, value in sparse.named_parameters()}}
+        gradients[backend] = {key: value for key, value in found.items() if value is not None}
+    for backend in BACKENDS[1:]:
+        assert gradients[backend].keys() == gradients["reference"].keys()
+        for key, gradient in gradients[backend].items():
+            assert torch.allclose(gradient, gradients["reference"][key], rtol=1e-3, atol=1e-3), (backend, key)
+
+
+@needs_cpu
+def test_second_derivatives_through_the_native_forward_are_refused():
+    case = case_of()
+    images = case.images.clone().requires_grad_()
+    gradient, = torch.autograd.grad(case.sparse("cpu")(images).square().sum(), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_the_loss_falls_in_training():
+    case = case_of()
+    sparse, labels = case.sparse().train(), torch.tensor([0, 3, 1])
+    optimizer = torch.optim.AdamW(sparse.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = torch.nn.functional.cross_entropy(sparse(case.images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def step(sparse, optimizer=torch.optim.SGD, **options):
+    sparse(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    optimizer(sparse.parameters(), lr=0.01, **options).step()
+
+
+def replace_parameter(sparse):
+    sparse.head.weight = torch.nn.Parameter(torch.randn_like(sparse.head.weight))
+
+
+def give_other_memory(sparse):
+    sparse.head.weight.data = torch.randn_like(sparse.head.weight)
+
+
+def write_uncounted(sparse):
+    sparse.eval().head.weight.data.mul_(-1)
+    sparse.eval()
+
+
+def write_counted(sparse):
+    with torch.no_grad():
+        sparse.head.weight.mul_(-1)
+
+
+def load(sparse, **options):
+    sparse.load_state_dict({key: value * 1.5 for key, value in sparse.state_dict().items()}, **options)
+
+
+CHANGES = {
+    "sgd": step, "adamw": lambda sparse: step(sparse, torch.optim.AdamW),
+    "foreach": lambda sparse: step(sparse, torch.optim.AdamW, foreach=True),
+    "fused": lambda sparse: (step(sparse.train(), torch.optim.AdamW, fused=True), sparse.eval()),
+    "load": load, "load assign": lambda sparse: load(sparse, assign=True),
+    "there and back": lambda sparse: sparse.double().float(), "half": lambda sparse: sparse.half().float(),
+    "replaced": replace_parameter, "other memory": give_other_memory, "uncounted": write_uncounted,
+    "counted": write_counted,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["sparse", "constant"])
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_the_output_follows_the_tensors(backend, kind, change):
+    case = case_of(kind)
+    sparse = case.sparse(backend).eval()
+    with torch.no_grad():
+        before = sparse(case.images)
+    CHANGES[change](sparse)
+    with torch.no_grad():
+        after = sparse(case.images)
+        if change != "there and back":
+            assert error(after, before) > 1e-6
+        assert error(after, torch_logits(sparse, case)) <= BACKEND
+        assert error(sparse.forward_head(sparse.forward_features(case.images)), after) <= BACKEND
+
+
+@needs_cpu
+def test_a_step_that_torch_does_not_count():
+    """The fused AdamW of torch 2.14 leaves the version of a parameter as it is; the backward before it tells."""
+    case = case_of()
+    sparse = case.sparse("cpu").eval()
+    step(sparse, torch.optim.AdamW, fused=True)
+    with torch.no_grad():
+        assert error(sparse(case.images), torch_logits(sparse, case)) <= BACKEND
+
+
+def test_loading_the_state_of_another_model_of_the_same_circuit():
+    one, other = case_of(seed=3), case_of(seed=4)
+    other = Case(other.model, one.circuit, other.ablation, one.images)
+    for backend in BACKENDS:
+        sparse = one.sparse(backend)
+        sparse(one.images)
+        sparse.load_state_dict(other.sparse(backend).state_dict())
+        with torch.no_grad():
+            assert error(sparse(one.images), other.exact) <= BACKEND
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_copies_are_independent(backend):
+    case = case_of()
+    sparse = case.sparse(backend)
+    with torch.no_grad():
+        expected = sparse(case.images)
+        sparse.head.weight.mul_(2)  # not yet packed again when the copy is made
+        again = copy.deepcopy(sparse)
+        doubled = sparse(case.images)
+        assert torch.equal(again(case.images), doubled)
+        load(again)
+        assert torch.equal(sparse(case.images), doubled)
+        assert not torch.equal(doubled, expected)
+    buffer = io.BytesIO()
+    torch.save(sparse, buffer)
+    buffer.seek(0)
+    with torch.no_grad():
+        assert torch.equal(torch.load(buffer, weights_only=False)(case.images), doubled)
+
+
+def test_circuits_and_plans_survive_pickle():
+    case = case_of()
+    circuit = pickle.loads(pickle.dumps(case.circuit))  # noqa: S301
+    assert circuit == case.circuit
+    plan = pickle.loads(pickle.dumps(case.sparse().plan))  # noqa: S301
+    assert str(plan) == str(case.sparse().plan)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dtypes(backend):
+    case = case_of(dtype=torch.float64)
+    if backend == "cpu":
+        with pytest.raises(ValueError, match=r"float32"):
+            case.sparse(backend)
+        sparse = case_of().sparse("cpu").double()
+        with pytest.raises(ValueError, match=r"float32"):
+            sparse(case.images)
+        with pytest.raises(ValueError, match=r"float32"):
+            case_of().sparse("cpu")(case.images)
+        return
+    with torch.no_grad():
+        assert error(case.sparse(backend)(case.images), case.exact) <= ORACLE
+        assert error(case.sparse("auto")(case.images), case.exact) <= ORACLE
+        low = case.sparse(backend).bfloat16()(case.images.bfloat16())
+        assert low.dtype == torch.bfloat16
+        assert error(low, case.exact) < 0.1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_in_any_layout(backend):
+    case = case_of()
+    sparse = case.sparse(backend)
+    wide = torch.zeros(3, 3, 8, 16)
+    wide[..., ::2] = case.images
+    with torch.no_grad():
+        expected = sparse(case.images)
+        assert error(sparse(wide[..., ::2]), expected) <= BACKEND
+        assert error(sparse(case.images.contiguous(memory_format=torch.channels_last)), expected) <= BACKEND
+        assert error(sparse(case.images[1:2]), expected[1:2]) <= BACKEND
+        assert sparse(case.images[:0]).shape == (0, 5)
+        assert sparse.forward_features(case.images[:0]).shape == (0, 17, 24)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inference_mode(backend):
+    """Made and used in inference mode, trained outside of it."""
+    case = case_of()
+    with torch.inference_mode():
+        sparse = case.sparse(backend)
+        assert error(sparse(case.images), case.exact) <= BACKEND
+        sparse.load_state_dict(sparse.state_dict())
+        sparse.double().float()
+    sparse.train()
+    step(sparse)
+    with torch.inference_mode():
+        assert error(sparse.eval()(case.images), torch_logits(sparse, case)) <= BACKEND
+
+
+@needs_cpu
+def test_threads_may_share_a_model():
+    case = case_of()
+    sparse = case.sparse("cpu")
+    with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+        for out in pool.map(lambda _: _quietly(sparse, case.images), range(40)):
+            assert error(out, case.exact) <= BACKEND
+
+
+@torch.no_grad()
+def _quietly(sparse, images):
+    return sparse(images)
+
+
+@pytest.mark.parametrize("kind", ["constant", "empty"])
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_constant_circuits_are_one_stored_vector(kind, pool):
+    config = ViTConfig(**{**CONFIG.to_dict(), "global_pool": pool})
+    case = case_of(kind, config=config)
+    for backend in BACKENDS:
+        sparse = case.sparse(backend)
+        assert sparse.plan.steps == ()
+        assert sparse.plan.flops == 0
+        with torch.no_grad():
+            out = sparse(case.images)
+            assert error(out, case.exact) <= BACKEND
+            out += 1  # what is stored is nobody else's
+            assert error(sparse(case.images[:1]), case.exact[:1]) <= BACKEND
+        sparse.train()(case.images).sum().backward()
+        assert sparse.head.bias.grad.tolist() == [3.0] * 5
+
+
+@pytest.mark.parametrize("kind", ["sparse", "constant"])
+def test_compile_in_one_graph(kind):
+    case = case_of(kind)
+    sparse = case.sparse("auto")
+    compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert error(compiled(case.images), case.exact) <= BACKEND
+    if kind == "sparse":
+        compiled.train()
+        compiled(case.images).sum().backward()
+        assert sparse.head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_export_with_any_batch(pool):
+    case = case_of(config=ViTConfig(**{**CONFIG.to_dict(), "global_pool": pool}))
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(case.sparse("auto"), (case.images,), dynamic_shapes={"images": {0: batch}})
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not [target for target in targets if "vitsparse" in target]
+    module = program.module()
+    for count in (1, 3):
+        assert error(module(case.images[:count]), case.exact[:count]) <= BACKEND
+
+
+def test_distributed_data_parallel(tmp_path):
+    case = case_of()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        sparse = case.sparse().train()
+        parallel = torch.nn.parallel.DistributedDataParallel(sparse)
+        out = parallel(case.images)
+        out.sum().backward()
+        assert error(out, case.exact) <= BACKEND
+        assert all(parameter.grad is not None for parameter in sparse.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_it_looks_like_the_dense_model():
+    case = case_of()
+    sparse, dense = case.sparse(), case.model
+    for name in ("num_classes", "embed_dim", "num_features", "depth", "num_heads", "global_pool", "num_prefix_tokens"):
+        assert getattr(sparse, name) == getattr(dense, name), name
+    assert len(sparse.blocks) == len(dense.blocks)
+    assert sparse.no_weight_decay() == dense.no_weight_decay()
+    assert sparse.get_classifier() is sparse.head
+    assert not sparse.training
+    assert not dense.training
+    assert "steps" in repr(sparse)
+    assert sparse.plan.flops < dense_flops(CONFIG)
+    x = sparse.forward_features(case.images)
+    assert torch.equal(sparse.head(sparse.forward_head(x, pre_logits=True)), sparse.forward_head(x))
+    with pytest.raises(ValueError, match="residual stream"):
+        sparse.forward_intermediates(case.images)
+
+
+@needs_cpu
+@pytest.mark.parametrize("kind", ["sparse", "constant", "full"])
+def test_inference_only(kind, tmp_path):
+    case = case_of(kind, "zero")
+    sparse = case.sparse("cpu", inference_only=True)
+    assert not list(sparse.parameters())
+    assert error(sparse(case.images), case.exact) <= BACKEND
+    assert sparse.eval() is sparse.cpu() is sparse.float() is sparse
+    assert error(copy.deepcopy(sparse)(case.images), case.exact) <= BACKEND
+    features = torch.zeros(1, 17, 24)
+    for refused in (sparse.train, sparse.double, sparse.to_dense, lambda: sparse.save_pretrained(tmp_path),
+                    lambda: sparse.forward_features(case.images), lambda: sparse.forward_head(features)):
+        with pytest.raises(ValueError, match="inference_only"):
+            refused()
+    if kind != "constant":
+        with pytest.raises(ValueError, match="inference_only"):
+            sparse(case.images.clone().requires_grad_())
+    assert not list(tmp_path.iterdir())
+    assert error(sparse(case.images), case.exact) <= BACKEND
+    assert "steps" in str(sparse.plan)
+
+
+@needs_cpu
+def test_inference_only_frees_the_parameters():
+    case = case_of()
+    sparse = case.sparse("cpu")
+    held = weakref.ref(sparse.head.weight)
+    sparse.drop_parameters()
+    gc.collect()
+    assert held() is None
+
+
+def test_backend_may_be_changed_later():
+    case = case_of()
+    sparse = case.sparse("reference")
+    with torch.no_grad():
+        sparse(case.images)
+        sparse.backend = "cuda"
+        with pytest.raises(ValueError, match="cuda"):
+            sparse(case.images)
+        sparse.backend = "torch"
+        assert error(sparse(case.images), case.exact) <= BACKEND
+
+
+def test_node_ablation_is_cutting_all_out_edges():
+    case = case_of("full", "zero", dtype=torch.float64, graph=Graph(2, 3))
+    graph = case.circuit.graph
+    keep = np.array([not name.startswith("a1.h1->") for name in graph.edge_names])
+    cut = Case(case.model, Circuit(graph, keep), case.ablation, case.images)
+    silent = copy.deepcopy(case.model)
+    with torch.no_grad():
+        silent.blocks[1].attn.proj.weight[:, 8:16] = 0
+        assert error(cut.sparse()(case.images), silent(case.images)) <= ORACLE
+    assert error(edgewise(silent, case), cut.exact) <= ORACLE
