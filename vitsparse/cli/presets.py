@@ -23,8 +23,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train": {"epochs": 24, "batch_size": 128, "lr": 1e-3, "warmup_epochs": 2, "label_smoothing": 0.1},
         "augment": {"flip": 0.5, "crop_scale": (0.5, 1.0), "rotation_degrees": 10.0, "noise_std": 0.02,
                     "erase_prob": 0.25, "cutmix_alpha": 1.0, "mixup_alpha": 0.2, "mix_prob": 0.5},
-        "discover": {"mlp_groups": 8, "images": 256, "batch_size": 256, "ablation_images": 2000, "threshold": 5e-3},
-        "finetune": {"epochs": 4, "batch_size": 128, "lr": 3e-4, "distill_weight": 0.5},
+        "discover": {"mlp_groups": 8, "images": 128, "batch_size": 128, "ablation_images": 2000, "threshold": 1.5e-3},
+        "finetune": {"epochs": 6, "batch_size": 128, "lr": 3e-4, "distill_weight": 0.5},
     },
     # The experiment that this project grew from, in full: for a GPU.
     "tiny-imagenet": {
