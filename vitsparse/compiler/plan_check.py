@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from ..errors import InputError
 from ..model.vit import ViT
 from .compile import back, logits_plan
 from .execute import Environment
-from .plan import Linear, Plan, Range, SumNorm, View, length, total_length
+from .plan import ApplyPattern, Attention, Linear, Plan, Range, Step, SumNorm, View, length, total_length
 
 NOT_A_PLAN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What half-sensible values make Python and torch raise."""
@@ -53,7 +52,7 @@ def _check_steps(plan: Plan, graph: Graph, where: object) -> None:
             if written.get(view.name) != view:
                 raise InputError("a step reads what was never written", where=place, found=view,
                                  expected=written.get(view.name, "a value that an earlier step writes"))
-        _check_fields(step, place)
+        _check_fields(step, config.head_dim, place)
         for view in step.writes:
             if view.name in written or view.rows != tokens or view.cols[0] != 0:
                 raise InputError("a step must write a new value, whole", where=place, found=view,
@@ -63,7 +62,7 @@ def _check_steps(plan: Plan, graph: Graph, where: object) -> None:
         raise InputError("the output is never written", where=f"{where}: plan.output", found=plan.output)
 
 
-def _check_fields(step: Any, place: str) -> None:
+def _check_fields(step: Step, head_dim: int, place: str) -> None:
     """The fields of a step that a run on shapes alone would not notice."""
     if isinstance(step, Linear):
         ranges = [*step.weight.rows, *step.weight.cols, *(step.bias.rows if step.bias else ())]
@@ -72,6 +71,10 @@ def _check_fields(step: Any, place: str) -> None:
             raise InputError("a product's weight or bias is damaged", where=place, found=step)
         if step.activation not in ("none", "gelu") or step.accumulate is not False:
             raise InputError("a product's activation is damaged", where=place, expected="none or gelu", found=step)
+    if isinstance(step, Attention | ApplyPattern) and (type(step.heads) is not int or step.heads < 1
+                                                       or step.heads * head_dim != step.out.width):
+        raise InputError("the number of heads does not fit", where=place, found=f"{step.heads} heads in {step.out}",
+                         expected=f"heads of width {head_dim}")
     if isinstance(step, SumNorm) and (not step.readers or (step.total is None) == (step.normed is None)):
         raise InputError("a sum must have a reader and one result", where=place, found=step)
 

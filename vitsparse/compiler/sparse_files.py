@@ -61,4 +61,5 @@ def load_sparse(folder: str | Path) -> tuple[Plan, dict[str, Tensor], Circuit, s
             raise InputError("the files in the folder were not written together", where=file,
                              expected=f"sha256 {data['sha256'].get(file.name)}", found=f"sha256 {sha256_of(file)}",
                              remedy="save the model again")
-    return plan, parameters, circuit, data["backend"]
+    in_order = {key: parameters[key] for key in plan.parameters}  # optimisers number parameters by their order
+    return plan, in_order, circuit, data["backend"]

@@ -228,7 +228,7 @@ class SparseViT(nn.Module):
 
     def _run_native(self, which: str, images: Tensor) -> Tensor:
         program = self._compiled.program(which)
-        return run_program.call(images.contiguous(), program.code, program.blob)
+        return run_program.call(images.detach().contiguous(), program.code, program.blob)
 
     def drop_parameters(self) -> SparseViT:
         """Keep only the packed program of the cpu backend: no training, no saving, half the memory."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -35,26 +35,26 @@ def to_dense(plan: Plan, circuit: Circuit, parameters: Mapping[str, Tensor]) -> 
     sums = [step for step in plan.steps if isinstance(step, SumNorm)]
     if cuts or not sums:
         found = f"{cuts} cut edges between live nodes" if cuts else "logits that do not depend on the image"
-        raise InputError("no plain ViT computes this circuit", where="to_dense", found=found,
-                         expected="no cut edge between live nodes",
-                         remedy="keep the SparseViT, or find a circuit that cuts whole nodes only")
+        raise _no_twin("circuit", "no cut edge between live nodes", found)
     head = parameters["head.weight"]
-    state = {key: _spread(head.new_zeros(shape.shape), plan.parameters.get(key, ()), parameters.get(key))
-             for key, shape in ViT(**plan.config.to_dict(), device="meta").state_dict().items()}
+    state = {}
+    for key, tensor in ViT(**plan.config.to_dict(), device="meta").state_dict().items():
+        blank = torch.full(tensor.shape, float(key.endswith("gamma")), dtype=head.dtype, device=head.device)
+        state[key] = _spread(blank, plan.parameters.get(key, ()), parameters.get(key))
     _scale_mlp_biases(plan, state)
     _place_offsets(plan, sums, state)
     return build(plan.config, state, where="to_dense", device=head.device, dtype=head.dtype).eval()
 
 
-def _spread(zeros: Tensor, slices: tuple[tuple[Range, ...], ...], value: Tensor | None) -> Tensor:
-    """``value`` put back where it was sliced from, zeros elsewhere."""
+def _spread(blank: Tensor, slices: tuple[tuple[Range, ...], ...], value: Tensor | None) -> Tensor:
+    """``blank`` with ``value`` put back where it was sliced from."""
     if value is None:
-        return zeros
+        return blank
     if not slices:
         return value.detach().clone()
-    index = [torch.cat([torch.arange(*span) for span in ranges]).to(zeros.device) for ranges in slices]
-    zeros[torch.meshgrid(*index, indexing="ij")] = value.detach()
-    return zeros
+    index = [torch.cat([torch.arange(*span) for span in ranges]).to(blank.device) for ranges in slices]
+    blank[torch.meshgrid(*index, indexing="ij")] = value.detach()
+    return blank
 
 
 def _scale_mlp_biases(plan: Plan, state: dict[str, Tensor]) -> None:
@@ -68,26 +68,42 @@ def _scale_mlp_biases(plan: Plan, state: dict[str, Tensor]) -> None:
 
 
 def _place_offsets(plan: Plan, sums: list[SumNorm], state: dict[str, Tensor]) -> None:
-    """The first reader's offset becomes part of the positions; what is added later, of the bias written just before."""
-    offsets = [plan.constants[step.offset] if step.offset else torch.zeros_like(state["pos_embed"][0]) for step in sums]
-    state["pos_embed"] += offsets[0]
-    for (before, after), step in zip(pairwise(offsets), sums[1:], strict=True):
-        change = after - before
-        if not change.any():
-            continue
-        if (change - change[0]).abs().max() > TOLERANCE * change.abs().max():
-            raise InputError("no plain ViT computes this circuit", where=f"to_dense: input of {step.readers[0]}",
-                             expected="a folded constant that is the same for every token",
-                             found="one that differs from token to token, as under mean ablation",
-                             remedy="use zero ablation, or keep the SparseViT")
-        key, scale = _bias_before(plan, step)
-        state[key] += change[0] / (state[scale] if plan.config.init_values else 1.0)
+    """The first offset becomes part of the positions; what a later place adds, of the bias written just before it."""
+    zero = torch.zeros_like(state["pos_embed"][0])
+    before = None
+    for place, steps in groupby(sums, key=_place):
+        offset, *others = [plan.constants[step.offset] if step.offset else zero for step in steps]
+        if not all(torch.equal(offset, other) for other in others):
+            raise _no_twin(f"inputs of {place}", "one folded constant for all heads of a layer", "several")
+        if before is None:
+            state["pos_embed"] += offset
+        elif (offset != before).any():
+            key, scale = _bias_before(plan, place)
+            state[key] += _same_for_all(offset - before, place) / (state[scale] if plan.config.init_values else 1.0)
+        before = offset
 
 
-def _bias_before(plan: Plan, step: SumNorm) -> tuple[str, str]:
-    """The output bias that is written last before a sum, and the LayerScale behind it."""
-    name = step.readers[0]
-    layer = plan.config.depth if name == "logits" else int(name[1:].split(".")[0])
-    if name.startswith("m"):
+def _place(step: SumNorm) -> str:
+    """``a{l}``, ``m{l}`` or ``logits``: where in the residual stream of a plain ViT a reader sits."""
+    return step.readers[0].split(".")[0]
+
+
+def _same_for_all(change: Tensor, place: str) -> Tensor:
+    """The row [D] that all rows of ``change`` [T, D] are."""
+    if (change - change[0]).abs().max() > TOLERANCE * change.abs().max():
+        raise _no_twin(f"input of {place}", "a folded constant that is the same for every token",
+                       "one that differs from token to token, as under mean ablation")
+    return change[0]
+
+
+def _bias_before(plan: Plan, place: str) -> tuple[str, str]:
+    """The output bias that is written last before a place, and the LayerScale behind it."""
+    layer = plan.config.depth if place == "logits" else int(place[1:])
+    if place.startswith("m"):
         return f"blocks.{layer}.attn.proj.bias", f"blocks.{layer}.ls1.gamma"
     return f"blocks.{layer - 1}.mlp.fc2.bias", f"blocks.{layer - 1}.ls2.gamma"
+
+
+def _no_twin(where: str, expected: str, found: str) -> InputError:
+    return InputError("no plain ViT computes this circuit", where=f"to_dense: {where}", expected=expected, found=found,
+                      remedy="keep the SparseViT, or find a circuit that cuts whole nodes only, under zero ablation")
