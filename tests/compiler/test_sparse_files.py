@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tests.compiler.cases import cases
-from tests.compiler.test_sparse_vit import BACKENDS, CONFIG, case_of
+from tests.compiler.cases import BACKENDS, CONFIG, case_of, cases
 from tests.tolerances import error
 from vitsparse.circuit import Circuit
 from vitsparse.circuit.files import sha256_of

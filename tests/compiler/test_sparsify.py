@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.compiler.test_sparse_vit import BACKENDS, CONFIG, case_of, needs_cpu
+from tests.compiler.cases import BACKENDS, CONFIG, case_of, needs_cpu
 from tests.strategies import make_ablation, make_images, make_model
 from tests.tolerances import BACKEND, error
 from vitsparse.circuit import Circuit, Graph

@@ -210,11 +210,12 @@ class SparseViT(nn.Module):
             raise InputError("the images do not fit the model", where="images", found=list(images.shape),
                              expected=f"[B, {', '.join(map(str, self._image_shape))}]")
         if self.training or torch.compiler.is_compiling():
-            return refuse("tracing") if isinstance(self._compiled, Packed) else self._run_torch(which, images)
+            live = dict(self.named_parameters())
+            return refuse("tracing") if isinstance(self._compiled, Packed) else self._run_torch(which, images, live)
         if self._compiled.changed():
             self._derive()
         if self._choose() != "cpu":
-            return self._run_torch(which, images)
+            return self._run_torch(which, images, self._compiled.parameters)
         if images.dtype is not torch.float32 or images.device.type != "cpu":
             raise InputError("the cpu backend reads float32 images in main memory", where="images",
                              expected="float32 on cpu", found=f"{images.dtype} on {images.device}")
@@ -222,9 +223,9 @@ class SparseViT(nn.Module):
             return _NativeForward.apply(self, which, images, *self._compiled.parameters.values())
         return self._run_native(which, images)
 
-    def _run_torch(self, which: str, images: Tensor) -> Tensor:
+    def _run_torch(self, which: str, images: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         plan, ops = self._compiled.plan(which), reference if self.backend == "reference" else portable
-        return run_plan(plan, images, dict(self.named_parameters()), plan.constants, ops)
+        return run_plan(plan, images, parameters, plan.constants, ops)
 
     def _run_native(self, which: str, images: Tensor) -> Tensor:
         program = self._compiled.program(which)
@@ -293,7 +294,8 @@ class _NativeForward(torch.autograd.Function):
         ctx.module._compiled.stale = True  # an optimiser's step may follow, and not all of them are counted by torch
         with torch.enable_grad():
             images = images.detach().requires_grad_(wanted[0])
-            out = ctx.module._run_torch(ctx.which, images)
+            named = dict(zip(ctx.module._compiled.parameters, parameters, strict=True))
+            out = ctx.module._run_torch(ctx.which, images, named)
             inputs = [tensor for tensor, yes in zip((images, *parameters), wanted, strict=True) if yes]
             found = iter(torch.autograd.grad(out, inputs, grad, allow_unused=True))
         return None, None, *(next(found) if yes else None for yes in wanted)
