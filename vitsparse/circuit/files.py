@@ -74,8 +74,23 @@ def read_json(path: str | os.PathLike, *, max_bytes: int = MAX_JSON_BYTES) -> An
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Write numpy arrays as safetensors, atomically. ``metadata`` must map strings to strings."""
+    write_bytes(path, tensor_bytes(tensors, metadata))
+
+
+def tensor_bytes(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The safetensors file of numpy arrays: the same bytes for the same content."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    write_bytes(path, save(arrays, dict(metadata)))
+    return in_one_order(save(arrays, dict(metadata)))
+
+
+def in_one_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library writes it in another order each time."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8: 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size:]
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..circuit.files import read_tensors, write_tensors
+from ..circuit.files import read_tensors, tensor_bytes, write_bytes
 from ..circuit.frozen import Frozen
 from ..circuit.graph import Graph
 from ..errors import InputError
@@ -97,13 +97,8 @@ class Ablation(Frozen):
 
     @property
     def sha256(self) -> str | None:
-        """Hex digest over names and values, so that a circuit can name its ablation; None for counterfactual."""
-        if self.corrupt is not None:
-            return None
-        digest = hashlib.sha256(self.kind.encode())
-        for name in sorted(self.values):
-            digest.update(name.encode() + self.values[name].contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Hex sha256 of the file that :meth:`save` writes: how a circuit names it; None for a counterfactual one."""
+        return None if self.corrupt is not None else hashlib.sha256(self._file()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """What ``circuit.json`` says of it: kind and sha256."""
@@ -113,8 +108,11 @@ class Ablation(Frozen):
         """Write ``ablation.safetensors``, atomically; refuses a counterfactual one, which is code and not values."""
         if self.corrupt is not None:
             raise InputError("a counterfactual ablation cannot be saved", where="ablation", found=self.kind)
+        write_bytes(path, self._file())
+
+    def _file(self) -> bytes:
         metadata = {"format": FORMAT, "version": str(VERSION), "kind": self.kind, "fingerprint": self.fingerprint}
-        write_tensors(path, {name: value.numpy() for name, value in self.values.items()}, metadata)
+        return tensor_bytes({name: value.numpy() for name, value in self.values.items()}, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Ablation:

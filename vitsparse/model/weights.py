@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..circuit.files import existing, read_json, write_bytes, write_json
+from ..circuit.files import existing, in_one_order, read_json, write_bytes, write_json
 from ..errors import InputError
 from .config import ViTConfig
 from .vit import ViT
@@ -62,7 +62,8 @@ def save_pretrained(model: ViT, folder: str | os.PathLike) -> None:
     """Write ``config.json`` and ``model.safetensors`` into ``folder``, each atomically."""
     folder, arguments = Path(folder), model.config.to_dict()
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-    write_bytes(folder / WEIGHTS_FILE, save(state, {"format": "pt", "config": json.dumps(arguments)}))
+    data = save(state, {"format": "pt", "config": json.dumps(arguments)})
+    write_bytes(folder / WEIGHTS_FILE, in_one_order(data))
     num_classes = arguments.pop("num_classes")
     write_json(folder / CONFIG_FILE, {"format": FORMAT, "version": VERSION, "architecture": "vit",
                                       "num_classes": num_classes, "model_args": arguments})
