@@ -100,6 +100,16 @@ def test_loading_the_state_of_another_model_of_the_same_circuit():
             assert error(sparse(one.images), other.exact) <= BACKEND
 
 
+def test_what_is_saved_are_the_tensors_as_they_are(tmp_path):
+    sparse = case_of().sparse()
+    replace_parameter(sparse)
+    sparse.save_pretrained(tmp_path)
+    assert torch.equal(SparseViT.from_pretrained(tmp_path).head.weight, sparse.head.weight)
+    full = case_of("full").sparse()
+    replace_parameter(full)
+    assert torch.equal(full.to_dense().head.weight, full.head.weight)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_copies_are_independent(backend):
     case = case_of()
@@ -154,7 +164,8 @@ def test_inference_only(kind, tmp_path):
     assert error(copy.deepcopy(sparse)(case.images), case.exact) <= BACKEND
     features = torch.zeros(1, 17, 24)
     for refused in (sparse.train, sparse.double, sparse.to_dense, lambda: sparse.save_pretrained(tmp_path),
-                    lambda: sparse.forward_features(case.images), lambda: sparse.forward_head(features)):
+                    lambda: sparse.forward_features(case.images), lambda: sparse.forward_head(features),
+                    lambda: sparse.load_state_dict(sparse.state_dict())):
         with pytest.raises(ValueError, match="inference_only"):
             refused()
     if kind != "constant":

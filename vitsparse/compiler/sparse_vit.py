@@ -210,8 +210,7 @@ class SparseViT(nn.Module):
             raise InputError("the images do not fit the model", where="images", found=list(images.shape),
                              expected=f"[B, {', '.join(map(str, self._image_shape))}]")
         if self.training or torch.compiler.is_compiling():
-            live = dict(self.named_parameters())
-            return refuse("tracing") if isinstance(self._compiled, Packed) else self._run_torch(which, images, live)
+            return self._run_torch(which, images, self._live_parameters("tracing"))
         if self._compiled.changed():
             self._derive()
         if self._choose() != "cpu":
@@ -222,6 +221,10 @@ class SparseViT(nn.Module):
         if self._compiled.wants_gradient(images) and self._compiled.plan(which).steps:
             return _NativeForward.apply(self, which, images, *self._compiled.parameters.values())
         return self._run_native(which, images)
+
+    def _live_parameters(self, what: str) -> dict[str, Tensor]:
+        """The parameters as they are now; raises when they were dropped."""
+        return refuse(what) if isinstance(self._compiled, Packed) else dict(self.named_parameters())
 
     def _run_torch(self, which: str, images: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         plan, ops = self._compiled.plan(which), reference if self.backend == "reference" else portable
@@ -255,11 +258,11 @@ class SparseViT(nn.Module):
         Raises :class:`InputError` when edges between live nodes are cut (and says how many), or when what was folded
         differs from token to token, which no bias of a plain ViT can hold.
         """
-        return to_dense(self._front, self.circuit, self._compiled.parameters)
+        return to_dense(self._front, self.circuit, self._live_parameters("to_dense"))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` (plan and backend), ``model.safetensors`` and ``circuit.json``, each atomically."""
-        save_sparse(self, self._front, self._compiled.parameters, folder)
+        save_sparse(self, self._front, self._live_parameters("save_pretrained"), folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, backend: str | None = None) -> SparseViT:
@@ -274,6 +277,8 @@ class SparseViT(nn.Module):
 
 def _derive_again(module: SparseViT, _: Any) -> None:
     """After loading a state: the constants that were derived from others follow it."""
+    if isinstance(module._compiled, Packed):
+        refuse("load_state_dict")
     module._derive()
 
 
