@@ -123,6 +123,11 @@ def test_copies_are_independent(backend):
         load(again)
         assert torch.equal(sparse(case.images), doubled)
         assert not torch.equal(doubled, expected)
+        again = copy.deepcopy(sparse).train()
+        expected = again(case.images)
+        load(sparse)  # writes into its constants
+        assert torch.equal(again(case.images), expected)
+        doubled = sparse(case.images)
     buffer = io.BytesIO()
     torch.save(sparse, buffer)
     buffer.seek(0)
