@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from pathlib import Path
 
-import hypothesis
-import pytest
-import torch
+# The models here are so small that handing work to a second thread costs more than it saves; child processes, whose
+# results are compared bit by bit, inherit it. Tests of threading ask for more themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from vitsparse.backends import native
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from vitsparse.backends import native  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"

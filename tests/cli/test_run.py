@@ -26,7 +26,8 @@ TRAIN = ["--train.epochs", "2", "--train.batch_size", "32", "--train.warmup_epoc
 DISCOVER = ["--discover.granularity", "block", "--discover.mlp_groups", "1", "--discover.images", "32",
             "--discover.threshold", "1e-6"]
 FINETUNE = ["--finetune.epochs", "1", "--finetune.batch_size", "32"]
-BENCH = ["--bench.batches", "1", "3", "--bench.repeats", "3", "--bench.min_seconds", "0", "--bench.no-compile"]
+BENCH = ["--bench.batches", "1", "3", "--bench.repeats", "3", "--bench.min_seconds", "0",
+         "--bench.baselines", "eager"]
 EVERYTHING = [*DATA, *MODEL, *TRAIN, *DISCOVER, *FINETUNE, *BENCH, "--device", "cpu"]
 STEPS = ["train", "discover", "sparsify", "finetune", "evaluate"]
 

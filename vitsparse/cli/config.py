@@ -98,8 +98,8 @@ class BenchConfig:
     repeats: int = 50
     min_seconds: float = 1.0
     """measuring time for each candidate"""
-    compile: bool = True
-    """measure the dense model under torch.compile too (needs a C++ compiler)"""
+    baselines: tuple[str, ...] = ("eager", "compile", "openvino")
+    """ways to run the dense model that the sparse ones are compared with; one that cannot run is left out with a note"""
 
 
 @dataclass(frozen=True)

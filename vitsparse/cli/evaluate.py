@@ -17,6 +17,7 @@ from ..compiler import SparseViT, dense_flops
 from ..compiler.sparse_vit import OFFERED
 from ..errors import InputError
 from ..evaluation.evaluate import evaluate as judge
+from ..evaluation.baselines import BASELINES
 from ..evaluation.latency import machine_facts, measure
 from ..ops.backend import choose
 from ..report import results_table
@@ -102,17 +103,13 @@ def _latencies(config: Config, models: Mapping[str, nn.Module], images: Tensor) 
     found: Latencies = {name: {} for name in models}
     for batch in settings.batches:
         inputs = images[torch.arange(batch, device=images.device) % len(images)].contiguous()
-        candidates = {}
-        for name, model in models.items():
-            backend = _backend_of(model, inputs) if isinstance(model, SparseViT) else "eager"
-            candidates[name, backend] = functools.partial(model.eval(), inputs)
-        if settings.compile:
-            compiled = torch.compile(models["dense"], dynamic=False)
+        candidates = {(name, _backend_of(model, inputs)): functools.partial(model.eval(), inputs)
+                      for name, model in models.items() if isinstance(model, SparseViT)}
+        for baseline in settings.baselines:
             try:
-                compiled(inputs)
-                candidates["dense", "compile"] = functools.partial(compiled, inputs)
-            except RuntimeError as error:  # without a C++ compiler, for one
-                notes.append(f"torch.compile, batch {batch}: left out, {str(error).strip().splitlines()[0]}")
+                candidates["dense", baseline] = BASELINES[baseline](models["dense"].eval(), inputs)
+            except InputError as error:
+                notes.append(f"{baseline}, batch {batch}: left out, {error.what}{': ' * bool(error.found)}{error.found}")
         measured = measure(candidates, repeats=settings.repeats, min_seconds=settings.min_seconds,
                            device=device_of(config))
         for (name, backend), latency in measured.items():
