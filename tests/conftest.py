@@ -11,11 +11,11 @@ from pathlib import Path
 # results are compared bit by bit, inherit it. Tests of threading ask for more themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import hypothesis  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import hypothesis
+import pytest
+import torch
 
-from vitsparse.backends import native  # noqa: E402
+from vitsparse.backends import native
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"

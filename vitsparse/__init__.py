@@ -29,5 +29,6 @@ from .version import __version__
 
 __all__ = [
     "Ablation", "Circuit", "EdgeScores", "Graph", "InputError", "SparseViT", "ViT", "__version__", "create_model",
-    "discover", "edgewise_forward", "evaluate", "from_timm", "from_torchvision", "list_models", "sort_neurons", "sparsify",
+    "discover", "edgewise_forward", "evaluate", "from_timm", "from_torchvision", "list_models", "sort_neurons",
+    "sparsify",
 ]

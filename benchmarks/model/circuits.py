@@ -16,14 +16,22 @@ def kill_nodes(graph: Graph, dead: Callable[[Sender], bool]) -> np.ndarray:
 
 
 def named_circuits(depth: int, heads: int, seed: int = 0) -> dict[str, Circuit]:
-    """``full``; ``half`` (half of the heads, every second MLP); ``third`` (a quarter of the heads, a third of the MLPs);
-    ``lean`` (all heads but one, 2 of 8 MLP groups); ``mixed`` (half, and 30 % of what is left of the edges cut);
-    ``edges50`` (every node alive, half of the edges cut)."""
+    """The circuits by name, for a ViT of ``depth`` layers and ``heads`` heads:
+
+    ``full``; ``half``: half of the heads, every second MLP; ``third``: a quarter of the heads, a third of the MLPs;
+    ``lean``: all heads of a layer but one, 2 of 8 MLP groups; ``mixed``: half, then 30 % of the edges between its live
+    nodes cut; ``edges50``: every node alive, half of the edges cut.
+    """
     graph, groups = Graph(depth, heads), Graph(depth, heads, mlp_groups=8)
     rng = np.random.default_rng(seed)
-    half = kill_nodes(graph, lambda s: s.index >= heads // 2 if s.kind == "head" else s.kind == "mlp" and s.layer % 2 == 1)
-    third = kill_nodes(graph, lambda s: s.index >= max(1, heads // 4) if s.kind == "head" else s.kind == "mlp" and s.layer % 3 > 0)
-    lean = kill_nodes(groups, lambda s: s.index >= (heads - 1 if s.kind == "head" else 2) and s.kind != "input")
+    kept_heads = {"half": heads // 2, "third": max(1, heads // 4), "lean": heads - 1}
+
+    def dead(name: str, mlp_dies: Callable[[Sender], bool]) -> Callable[[Sender], bool]:
+        return lambda s: s.index >= kept_heads[name] if s.kind == "head" else s.kind == "mlp" and mlp_dies(s)
+
+    half = kill_nodes(graph, dead("half", lambda s: s.layer % 2 == 1))
+    third = kill_nodes(graph, dead("third", lambda s: s.layer % 3 > 0))
+    lean = kill_nodes(groups, dead("lean", lambda s: s.index >= 2))
     return {
         "full": Circuit.full(graph), "half": Circuit(graph, half), "third": Circuit(graph, third),
         "lean": Circuit(groups, lean), "mixed": Circuit(graph, half & (rng.random(graph.num_edges) > 0.3)),

@@ -1,7 +1,7 @@
 """Latency of dense and sparse ViTs: python -m pytest benchmarks/model --benchmark-only --benchmark-json=rows.json
 
-Rows of one group (model, batch) compare with each other: each has its quartiles over the same run, with machine, commit,
-FLOPs and backend in ``extra_info``. On a machine with a GPU the models run there.
+Rows of one group (model, batch) compare with each other: each has its quartiles over the same run, with machine,
+commit and share of the FLOPs in ``extra_info``. On a machine with a GPU the models run there.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class BenchConfig:
     min_seconds: float = 1.0
     """measuring time for each candidate"""
     baselines: tuple[str, ...] = ("eager", "compile", "openvino")
-    """ways to run the dense model that the sparse ones are compared with; one that cannot run is left out with a note"""
+    """ways to run the dense model that the sparse ones must beat; one that cannot run is left out with a note"""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from ..circuit.files import write_json, write_text
 from ..compiler import SparseViT, dense_flops
 from ..compiler.sparse_vit import OFFERED
 from ..errors import InputError
-from ..evaluation.evaluate import evaluate as judge
 from ..evaluation.baselines import BASELINES
+from ..evaluation.evaluate import evaluate as judge
 from ..evaluation.latency import machine_facts, measure
 from ..ops.backend import choose
 from ..report import results_table
@@ -109,7 +109,8 @@ def _latencies(config: Config, models: Mapping[str, nn.Module], images: Tensor) 
             try:
                 candidates["dense", baseline] = BASELINES[baseline](models["dense"].eval(), inputs)
             except InputError as error:
-                notes.append(f"{baseline}, batch {batch}: left out, {error.what}{': ' * bool(error.found)}{error.found}")
+                reason = ": ".join(filter(None, (error.what, str(error.found))))
+                notes.append(f"{baseline}, batch {batch}: left out, {reason}")
         measured = measure(candidates, repeats=settings.repeats, min_seconds=settings.min_seconds,
                            device=device_of(config))
         for (name, backend), latency in measured.items():

@@ -53,4 +53,4 @@ def openvino(model: nn.Module, images: Tensor) -> Runner:
     return functools.partial(ov.compile_model(converted, "CPU", hints), images.numpy())
 
 
-BASELINES: dict[str, Callable[[nn.Module, Tensor], Runner]] = {"eager": eager, "compile": compiled, "openvino": openvino}
+BASELINES = {"eager": eager, "compile": compiled, "openvino": openvino}
