@@ -98,7 +98,7 @@ class BenchConfig:
     repeats: int = 50
     min_seconds: float = 1.0
     """measuring time for each candidate"""
-    baselines: tuple[str, ...] = ("eager", "compile", "openvino")
+    baselines: tuple[Literal["eager", "compile", "openvino"], ...] = ("eager", "compile", "openvino")
     """ways to run the dense model that the sparse ones must beat; one that cannot run is left out with a note"""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -44,6 +45,8 @@ def openvino(model: nn.Module, images: Tensor) -> Runner:
         raise InputError("OpenVINO is not installed", where="baseline openvino", remedy="pip install openvino")
     if images.device.type != "cpu":
         raise InputError("OpenVINO is the baseline of CPUs", where="baseline openvino", found=images.device.type)
+    # Its converter reports usage over the network wherever this package can be imported; a benchmark must not.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino as ov
 
     with warnings.catch_warnings():  # its tracer warns of every shape that a model checks

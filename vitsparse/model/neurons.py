@@ -16,7 +16,7 @@ def sort_neurons(model: ViT, scores: Sequence[Tensor] | None = None) -> ViT:
     """A copy of ``model`` with each MLP's hidden units in descending order of score; it computes the same function.
 
     ``scores`` holds a tensor [hidden] per layer; by default a unit's score is the norm of its row of fc1 times the norm
-    of its column of fc2. Equal scores keep their order. Raises :class:`InputError` when the scores do not fit the model.
+    of its column of fc2. Equal scores keep their order. Raises :class:`InputError` when they do not fit the model.
     """
     if scores is None:
         scores = [block.mlp.fc1.weight.norm(dim=1) * block.mlp.fc2.weight.norm(dim=0) for block in model.blocks]
