@@ -204,3 +204,10 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert Ablation.load(path).sha256 == old.sha256
     assert os.listdir(tmp_path) == ["ablation.safetensors"]
+
+
+def test_a_zero_ablation_fits_any_number_of_mlp_groups():
+    model = make_model(CONFIG)
+    stacked = Ablation.zero(model).stacked(Graph.of(model, mlp_groups=3))
+    assert not stacked.any()
+    assert len(stacked) == len(Graph.of(model, mlp_groups=3).senders)

@@ -89,6 +89,8 @@ class Ablation(Frozen):
     def _value(self, name: str, graph: Graph, node: Any) -> Tensor:
         if name in self.values:
             return self.values[name]
+        if self.kind == "zero":  # zero for any sender, MLP groups of every number included
+            return torch.zeros_like(self.values["input"])
         if node.kind == "attn" and f"a{node.layer}.h{graph.heads - 1}" in self.values:
             return torch.stack([self.values[f"a{node.layer}.h{h}"] for h in range(graph.heads)]).sum(0)
         raise InputError("the ablation has no value for a sender", where=f"ablation.values[{name!r}]",
