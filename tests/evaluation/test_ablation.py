@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.strategies import SEEDS, configs, graphs_of, make_batches, make_model
+from tests.strategies import SEEDS, configs, graphs_of, make_ablation, make_batches, make_model
 from vitsparse.circuit import Graph
 from vitsparse.circuit.files import read_tensors, write_tensors
 from vitsparse.errors import InputError, MissingFile
@@ -78,7 +78,7 @@ def test_zero():
 def test_groups_not_measured_are_asked_for():
     model = make_model(CONFIG)
     with pytest.raises(InputError, match=r"values\['m0\.g0'\](.*\n)*.*make it with graph="):
-        Ablation.zero(model).stacked(Graph.of(model, mlp_groups=2))
+        make_ablation(model, Graph.of(model), "mean").stacked(Graph.of(model, mlp_groups=2))
 
 
 def test_counterfactual_is_code_and_not_values(tmp_path):
