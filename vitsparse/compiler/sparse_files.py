@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors.torch import save
 from torch import Tensor
@@ -17,24 +16,22 @@ from .plan import Plan
 from .plan_check import check_loaded
 from .plan_file import plan_from_dict, plan_to_dict
 
-if TYPE_CHECKING:
-    from .sparse_vit import SparseViT
-
 FORMAT, VERSION = "vitsparse.sparse_vit", 1
 CONFIG_FILE, WEIGHTS_FILE, CIRCUIT_FILE = "config.json", "model.safetensors", "circuit.json"
 CONSTANTS = "constants:"  # prefix that tells a folded constant from a parameter
 
 
-def save_sparse(model: SparseViT, plan: Plan, parameters: Mapping[str, Tensor], folder: str | Path) -> None:
+def save_sparse(folder: str | Path, plan: Plan, parameters: Mapping[str, Tensor], circuit: Circuit,
+                backend: str) -> None:
     """Write the three files, each atomically; the last names the digests of the others, so that none is mixed up."""
     folder = Path(folder)
     tensors = {**parameters, **{CONSTANTS + name: value for name, value in plan.constants.items()}}
     data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"format": "pt"})
     write_bytes(folder / WEIGHTS_FILE, data)
-    model.circuit.save(folder / CIRCUIT_FILE)
+    circuit.save(folder / CIRCUIT_FILE)
     digests = {name: sha256_of(folder / name) for name in (WEIGHTS_FILE, CIRCUIT_FILE)}
     write_json(folder / CONFIG_FILE, {"format": FORMAT, "version": VERSION, "architecture": "sparse_vit",
-                                      "backend": model.backend, "sha256": digests, "plan": plan_to_dict(plan)})
+                                      "backend": backend, "sha256": digests, "plan": plan_to_dict(plan)})
 
 
 def load_sparse(folder: str | Path) -> tuple[Plan, dict[str, Tensor], Circuit, str]:

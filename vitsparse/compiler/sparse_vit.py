@@ -262,7 +262,7 @@ class SparseViT(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` (plan and backend), ``model.safetensors`` and ``circuit.json``, each atomically."""
-        save_sparse(self, self._front, self._live_parameters("save_pretrained"), folder)
+        save_sparse(folder, self._front, self._live_parameters("save_pretrained"), self.circuit, self.backend)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, backend: str | None = None) -> SparseViT:

@@ -55,26 +55,6 @@ class Source(Protocol):
         """Of the files that hold ``items``, as :data:`Stamp`."""
 
 
-def open_source(root: str | os.PathLike | None) -> Source:
-    """The source at ``root``: the zip, the unpacked folder, the folder of shards, or the folder around one of them."""
-    expected = "tiny-imagenet-200.zip, the unpacked folder tiny-imagenet-200, or parquet shards train-*.parquet"
-    if root is None:
-        raise MissingFile("tiny_imagenet needs to know where its images are", where="root", expected=expected)
-    root = existing(root)
-    if root.is_file():
-        return OfficialLayout(_Zip(root))
-    if any(root.glob("*.parquet")):
-        from .parquet import ParquetShards
-        return ParquetShards(root)
-    for folder in (root, root / "tiny-imagenet-200"):
-        if (folder / "wnids.txt").is_file():
-            return OfficialLayout(_Folder(folder))
-    if (root / "tiny-imagenet-200.zip").is_file():
-        return OfficialLayout(_Zip(root / "tiny-imagenet-200.zip"))
-    raise MissingFile("the folder does not hold Tiny ImageNet", where=root, expected=expected,
-                      found=", ".join(sorted(os.listdir(root))[:5]) or "an empty folder")
-
-
 class OfficialLayout:
     """The layout of the official archive, in a zip or unpacked.
 
@@ -82,7 +62,7 @@ class OfficialLayout:
     ``val/val_annotations.txt`` (file name, wnid, box). The official test images have no labels and are not read.
     """
 
-    def __init__(self, tree: _Zip | _Folder):
+    def __init__(self, tree: Zip | Folder):
         self.tree, self.kind, self.path = tree, tree.kind, tree.path
         wnids = sorted(self._lines("wnids.txt"))
         if not wnids or len(set(wnids)) < len(wnids) or not all(WNID.fullmatch(wnid) for wnid in wnids):
@@ -134,7 +114,7 @@ class OfficialLayout:
         return [line for line in data.decode("utf-8", errors="replace").splitlines() if line]
 
 
-class _Folder:
+class Folder:
     kind = "folder"
 
     def __init__(self, path: Path):
@@ -155,7 +135,7 @@ class _Folder:
         return [file_stamp(self.path / name, name) for name in names]
 
 
-class _Zip:
+class Zip:
     """Reads members by name, without unpacking; ``names`` are relative to the folder that holds ``wnids.txt``."""
 
     kind = "zip"

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, nearest
-from .archives import open_source
+from ..circuit.files import existing
+from ..errors import InputError, MissingFile, nearest
+from .archives import Folder, OfficialLayout, Source, Zip
 from .decoded import decoded, default_cache
 from .image_set import ImageSet, check_class_count
+from .parquet import ParquetShards
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 FIRST_TEST_NUMBER = 420  # of the 500 training images of a class, in the split "seed"
@@ -50,6 +52,25 @@ def load(split: str, root: str | os.PathLike | None, *, num_classes: int | None 
         rows = slice(cut) if split == "train" else slice(cut, None)
     names = tuple(name for _, name in source.classes[:num_classes])
     return ImageSet(found.images[rows], found.labels[rows], names, MEAN, STD, "tiny_imagenet", split)
+
+
+def open_source(root: str | os.PathLike | None) -> Source:
+    """The source at ``root``: the zip, the unpacked folder, the folder of shards, or the folder around one of them."""
+    expected = "tiny-imagenet-200.zip, the unpacked folder tiny-imagenet-200, or parquet shards train-*.parquet"
+    if root is None:
+        raise MissingFile("tiny_imagenet needs to know where its images are", where="root", expected=expected)
+    root = existing(root)
+    if root.is_file():
+        return OfficialLayout(Zip(root))
+    if any(root.glob("*.parquet")):
+        return ParquetShards(root)
+    for folder in (root, root / "tiny-imagenet-200"):
+        if (folder / "wnids.txt").is_file():
+            return OfficialLayout(Folder(folder))
+    if (root / "tiny-imagenet-200.zip").is_file():
+        return OfficialLayout(Zip(root / "tiny-imagenet-200.zip"))
+    raise MissingFile("the folder does not hold Tiny ImageNet", where=root, expected=expected,
+                      found=", ".join(sorted(os.listdir(root))[:5]) or "an empty folder")
 
 
 def _report(skipped: tuple[str, ...], path: Path, strict: bool) -> None:
