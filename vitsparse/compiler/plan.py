@@ -343,10 +343,12 @@ def _lines(plan: Plan) -> Iterator[str]:
     share = plan.flops / dense_flops(plan.config)
     yield (f"plan: {len(plan.steps)} steps, {plan.flops / 1e6:.3f} MFLOP an image ({share:.1%} of dense), "
            f"{plan.bytes / 1e3:.1f} kB of activations; passes: {', '.join(plan.passes) or 'none'}")
-    for number, step in enumerate(plan.steps):
+    texts = [_describe(step) for step in plan.steps]
+    column = max(map(len, texts), default=0)
+    for number, (step, text) in enumerate(zip(plan.steps, texts, strict=True)):
         out = step.writes[-1]
         shape = f"{length(out.rows)}x{out.width}"
-        yield f"{number:4d}  {_describe(step):<72} {shape:>9} {step.flops / 1e6:10.3f} MFLOP {step.bytes / 1e3:9.1f} kB"
+        yield f"{number:4d}  {text:<{column}} {shape:>9} {step.flops / 1e6:10.3f} MFLOP {step.bytes / 1e3:9.1f} kB"
     yield f"      return {plan.output}{' (constant)' if plan.output.name in plan.constants else ''}"
 
 
