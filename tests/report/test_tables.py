@@ -19,7 +19,7 @@ def row(flops: int, latency_ms: dict, **changes) -> dict:
 @pytest.fixture
 def results() -> dict:
     dense = {"1": {"eager": quantiles(1.0), "compile": quantiles(0.8)},
-             "32": {"eager": quantiles(8.0), "compile": quantiles(9.0)}}
+             "32": {"eager": quantiles(10.0), "compile": quantiles(9.0), "openvino": quantiles(8.0)}}
     ours = {"1": {"cpu": quantiles(0.2)}, "32": {"cpu": quantiles(5.0)}}
     return {"rows": {"dense": row(10_000_000, dense),
                      "finetuned": row(6_400_000, ours, edges_kept=123, nodes_dead=7, nodes_constant=2, kl=0.0213)},
@@ -47,7 +47,7 @@ def test_values_are_as_measured(results):
 def test_speed_is_against_the_strongest_baseline_of_each_batch_size(results):
     assert speed_lines(results) == [
         "- finetuned, batch 1: 4.00 times as fast (cpu) as the strongest dense baseline (compile).",
-        "- finetuned, batch 32: 1.60 times as fast (cpu) as the strongest dense baseline (eager).",
+        "- finetuned, batch 32: 1.60 times as fast (cpu) as the strongest dense baseline (openvino).",
     ]
 
 

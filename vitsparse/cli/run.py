@@ -49,7 +49,8 @@ class Step:
     sections: tuple[str, ...]
     reads: tuple[Path, ...]
     makes: tuple[Path, ...]
-    run: Callable[[], Any]
+    run: Callable[[bool], Any]
+    """called with whether to go on where an earlier call was cut off"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,20 +61,23 @@ def main(argv: Sequence[str]) -> int:
     if not flags.resume and (out / STEPS_FILE).exists():
         print(f"starting anew: the run in {out} is replaced (--resume would go on with it)")
     start = time.perf_counter()
-    for step in road(config, out, resume=flags.resume):
+    for step in road(config, out):
         identity = _identity(step, config, out)
         if finished.get(step.name) == {"from": identity, "made": _digests(step.makes, out)}:
             print(f"[{step.name}] finished before")
             continue
         print(f"[{step.name}]", flush=True)
-        step.run()
+        # What was finished from other inputs is made anew; only training, which takes longest, refuses to be lost.
+        stale = finished.pop(step.name, None) is not None and step.name != "train"
+        write_json(out / STEPS_FILE, finished)
+        step.run(flags.resume and not stale)
         finished[step.name] = {"from": identity, "made": _digests(step.makes, out)}
         write_json(out / STEPS_FILE, finished)
     print(f"everything is in {out} ({time.perf_counter() - start:.0f} s)")
     return 0
 
 
-def road(config: Config, out: Path, *, resume: bool) -> Iterator[Step]:
+def road(config: Config, out: Path) -> Iterator[Step]:
     """The steps in order; ``out/dense``, ``out/pruned`` and ``out/finetuned`` are the models."""
     dense, pruned, finetuned = (out / name for name in ("dense", "pruned", "finetuned"))
     dense_files, pruned_files, finetuned_files = (tuple(folder / file for file in _MODEL)
@@ -81,15 +85,15 @@ def road(config: Config, out: Path, *, resume: bool) -> Iterator[Step]:
     circuit_files = (out / CIRCUIT_FILE, out / ABLATION_FILE)
     folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     yield Step("train", ("data", "model", "train", "augment"), (), dense_files,
-               lambda: train.train(config, dense, resume=resume))
+               lambda resume: train.train(config, dense, resume=resume))
     yield Step("discover", ("data", "discover"), dense_files, circuit_files,
-               lambda: discover.discover(config, dense, out, resume=resume))
+               lambda resume: discover.discover(config, dense, out, resume=resume))
     yield Step("sparsify", ("sparsify",), (*dense_files, *circuit_files), pruned_files,
-               lambda: sparsify.sparsify(config, dense, out / CIRCUIT_FILE, pruned))
+               lambda _: sparsify.sparsify(config, dense, out / CIRCUIT_FILE, pruned))
     yield Step("finetune", ("data", "finetune", "augment", "sparsify"), (*dense_files, *pruned_files), finetuned_files,
-               lambda: finetune.finetune(config, pruned, dense, finetuned, resume=resume))
+               lambda resume: finetune.finetune(config, pruned, dense, finetuned, resume=resume))
     yield Step("evaluate", ("data", "sparsify", "bench"), (*dense_files, *pruned_files, *finetuned_files),
-               (out / "results.json", out / "results.md"), lambda: evaluate.evaluate(config, folders, out))
+               (out / "results.json", out / "results.md"), lambda _: evaluate.evaluate(config, folders, out))
 
 
 def _identity(step: Step, config: Config, out: Path) -> dict[str, Any]:

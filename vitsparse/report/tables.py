@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_BASELINES = ("eager", "compile")
-
 
 def results_table(results: Mapping[str, Any]) -> str:
     """Rows of ``results["rows"]`` (name -> values, see DESIGN.md, "Files") as a Markdown table, the machine below."""
@@ -28,7 +26,7 @@ def speed_lines(results: Mapping[str, Any]) -> list[str]:
     dense = rows.get("dense", {}).get("latency_ms", {})
     for name, row in rows.items():
         for batch, measured in row["latency_ms"].items():
-            baselines = {key: value["p50"] for key, value in dense.get(batch, {}).items() if key in _BASELINES}
+            baselines = {key: value["p50"] for key, value in dense.get(batch, {}).items()}
             if name == "dense" or not baselines or not measured:
                 continue
             strongest = min(baselines, key=baselines.__getitem__)

@@ -12,6 +12,7 @@ folder. ``state.json`` holds the sha256 of the tensor files, so damage anywhere 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -111,10 +112,15 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
         "config": config.to_dict() if hasattr(config, "to_dict") else None,
-        "kept_edges": list(circuit.kept) if hasattr(circuit, "kept") else None,
+        "kept_edges": _short(circuit.kept) if hasattr(circuit, "kept") else None,
         "tensors": {name: [str(tensor.dtype).removeprefix("torch."), *tensor.shape]
                     for name, tensor in model_tensors(model).items()},
     }
+
+
+def _short(names: tuple[str, ...]) -> str:
+    """A list of names, told from others in one line."""
+    return f"{len(names)} edges, sha256 {hashlib.sha256(' '.join(names).encode()).hexdigest()[:16]}"
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
