@@ -167,7 +167,7 @@ def _label(axes: Axes, circuit: Circuit, layout: _Layout, title: str) -> None:
         if node.layer == 0 and node.kind in ("head", "mlp") and (node.kind == "head" or graph.mlp_groups > 1):
             place = layout.senders[position]
             axes.text(place[0] - 0.42, place[1] + 0.06, node.name.partition(".")[2], ha="right", color=MUTED,
-                      fontsize=8)
+                      fontsize=8, zorder=5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})
     axes.text(x, y - 0.25, "input", ha="center", va="top")
     axes.text(end, middle - 0.25, "logits", ha="center", va="top")
     axes.set_title(title or "Circuit", pad=24)
