@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused():
         edgewise_forward(model, images[:, :, 1:], full, graph=graph, ablation=zero)
     with pytest.raises(InputError, match=r"mlp_groups|made with graph="):
         edgewise_forward(model, images, torch.ones(Graph(2, 3, mlp_groups=2).num_edges),
-                         graph=Graph(2, 3, mlp_groups=2), ablation=zero)
+                         graph=Graph(2, 3, mlp_groups=2), ablation=make_ablation(model, graph, "mean"))
     wider = make_model(dataclasses.replace(SMALL, embed_dim=24))
     with pytest.raises(InputError, match="ablation is of a model of another shape"):
         edgewise_forward(model, images, full, graph=graph, ablation=Ablation.zero(wider))
