@@ -15,6 +15,7 @@ from vitsparse.model.config import ViTConfig
 CONFIG = ViTConfig(img_size=8, patch_size=4, in_chans=1, num_classes=3, embed_dim=16, depth=1, num_heads=2)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, while torch.compile imports them
 @pytest.mark.parametrize("name", ["eager", "compile", "openvino"])
 @torch.inference_mode()
 def test_the_same_logits(name):
