@@ -1,5 +1,6 @@
 # make test    everything: environment, build, tests        make build   rebuild the native parts in place
 # make demo    train, discover, prune, measure on digits    make lint    style
+# make bench   latency of ops and of whole models, dense and sparse
 # The environment is made once and again only when the files that describe it change.
 
 PYTHON ?= python3
@@ -7,13 +8,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test demo build lint clean
+.PHONY: test demo bench build lint clean
 
 test: $(STAMP) build
 	$(BIN)/python -m pytest -q
 
 demo: $(STAMP) build
 	$(BIN)/vitsparse run --preset digits --out runs/digits
+
+# Rows with machine, commit and quartiles; compare only within one group of one run.
+bench: $(STAMP) build
+	$(BIN)/python -m pytest -o addopts=--import-mode=importlib benchmarks --benchmark-only --benchmark-json=benchmark.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

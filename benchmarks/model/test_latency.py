@@ -1,4 +1,4 @@
-"""Latency of dense and sparse ViTs: python -m pytest benchmarks/model --benchmark-only --benchmark-json=rows.json
+"""Latency of dense and sparse ViTs (`make bench`, or pytest as the Makefile calls it on this folder alone).
 
 Rows of one group (model, batch) compare with each other: each has its quartiles over the same run, with machine,
 commit and share of the FLOPs in ``extra_info``. On a machine with a GPU the models run there.
