@@ -27,7 +27,7 @@ def sum_norm(
     Raises :class:`~vitsparse.errors.InputError` for shapes or dtypes that do not fit.
     """
     senders = list(senders)
-    expect(bool(senders), "sum_norm: senders", "at least one tensor", "none")
+    expect(len(senders) > 0, "sum_norm: senders", "at least one tensor", "none")
     shape = senders[0].shape
     expect(len(shape) == 3, "sum_norm: senders", "[B, T, D]", list(shape))
     for sender in senders[1:]:
