@@ -52,6 +52,8 @@ def test_the_seeds_experiment_is_as_published():
     ("train: {epochs: 3.5}", "train.epochs", "integer"),
     ("train: {epochs: -3}", "train.epochs", "at least 1"),
     ("train: {lr: fast}", "train.lr", "valid number"),
+    ("bench: {batches: [32, 0]}", "bench.batches", "each at least 1"),
+    ("discover: {mlp_groups: 0}", "discover.mlp_groups", "at least 1"),
     ("train: 7", "train", "object"),
     ("train: {seed: 3}", "train.seed", "set seed instead"),
     ("train: {distill_weight: 0.5}", "train.distill_weight", "finetune"),

@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from vitsparse.cli import VERBS, main
+from vitsparse.cli import data as data_verb
 from vitsparse.errors import InputError
+from vitsparse.version import __version__
 
 
 def status(arguments: list[str]) -> int:
@@ -23,6 +25,11 @@ def test_without_a_verb_the_verbs_are_listed(capsys):
     assert (main([]), main(["--help"])) == (2, 0)
     page = capsys.readouterr().out
     assert all(verb in page for verb in VERBS)
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vitsparse {__version__}\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -43,6 +50,13 @@ def test_every_verb_explains_itself(verb, capsys):
     (["train", "--train.epochs", "-3"], "at least 1"),
     (["discover"], "folder of the dense model"),
     (["data", "--data.name", "digit"], "digit"),
+    (["evaluate", "--dense", "here", "--bench.batches", "1", "0"], "each at least 1"),
+    (["evaluate", "--dense", "here", "--bench.batches"], "one batch size or more"),
+    (["evaluate", "--dense", "here", "--bench.repeats", "0"], "repeats expected: an integer, at least 1"),
+    (["evaluate", "--dense", "here", "--bench.min_seconds", "nan"], "min_seconds"),
+    (["evaluate", "--dense", "here", "a/pruned", "b/pruned"], "'pruned', which is a/pruned"),
+    (["evaluate", "--dense", "here", "there/dense"], "'dense', which is here"),
+    (["discover", "here", "--discover.images", "0"], "images expected: an integer, at least 1"),
     (["sparsify", "here", "there", "--bench.repeats", "3"], "--bench.repeats"),
 ])
 def test_bad_input_is_one_message_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -57,6 +71,7 @@ def test_bad_input_is_one_message_and_status_2(arguments, message, capsys, tmp_p
 @pytest.mark.parametrize(("arguments", "message"), [
     (["data", "--preset", "tiny-imagenet-small"], "tiny_imagenet needs to know where its images are"),
     (["data", "--preset", "tiny-imagenet-small", "--data", "nowhere"], "nowhere"),
+    (["data", "--data", "somewhere"], "the digits are embedded"),
     (["data", "--data.train_images", "0"], "data.train_images"),
     (["data", "--classes", "11"], "1 to 10"),
     (["train", "--device", "gpu"], "auto, cpu or cuda"),
@@ -85,6 +100,27 @@ def test_an_output_that_is_a_file_is_left_alone(tmp_path, capsys):
 def test_debug_shows_the_traceback():
     with pytest.raises(InputError):
         main(["trian", "--debug"])
+
+
+@pytest.mark.parametrize("cause", [None, KeyboardInterrupt()])
+def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys, cause):
+    def interrupted(_):
+        raise (RuntimeError("Error calling __set_name__") if cause else KeyboardInterrupt) from cause
+
+    monkeypatch.setattr(data_verb, "main", interrupted)
+    assert main(["data"]) == 130
+    assert "--resume" in capsys.readouterr().err
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        main(["data", "--debug"])
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def broken(_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(data_verb, "main", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["data"])
 
 
 def test_a_reader_that_goes_away_is_no_error():

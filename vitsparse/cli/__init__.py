@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import InputError, nearest
+from ..version import __version__
 
 VERBS = {
     "run": "the whole road in one folder: train, discover, sparsify, fine-tune, evaluate",
@@ -21,7 +22,7 @@ VERBS = {
 }
 USAGE = "\n".join(["usage: vitsparse VERB [options]    (vitsparse VERB --help lists them)", "",
                    *(f"  {verb:10} {text}" for verb, text in VERBS.items()), "",
-                   "  --debug    show the traceback of an error"])
+                   "  --debug    show the traceback of an error", "  --version  print the version"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"vitsparse {__version__}")
+        return 0
     try:
         if arguments[0] not in VERBS:
             raise InputError("no verb has this name", where="vitsparse", expected=", ".join(VERBS), found=arguments[0],
@@ -47,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"vitsparse: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        if debug:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # What interrupts the making of a class (in a long import, say) comes wrapped from Python 3.11.
+        if debug or not any(isinstance(which, KeyboardInterrupt) for which in (error, error.__cause__)):
             raise
         print("\nvitsparse: interrupted; --resume goes on from here", file=sys.stderr)
         return 130

@@ -79,6 +79,9 @@ class DiscoverConfig:
     """training images that the metric is measured on"""
     batch_size: int = 256
 
+    def __post_init__(self):
+        _at_least_one(self, "mlp_groups", "ablation_images", "images", "batch_size")
+
 
 @dataclass(frozen=True)
 class SparsifyConfig:
@@ -100,6 +103,13 @@ class BenchConfig:
     """measuring time for each candidate"""
     baselines: tuple[Literal["eager", "compile", "openvino"], ...] = ("eager", "compile", "openvino")
     """ways to run the dense model that the sparse ones must beat; one that cannot run is left out with a note"""
+
+    def __post_init__(self):
+        _at_least_one(self, "batch_size", "repeats")
+        if not self.batches or min(self.batches) < 1:
+            raise _out_of_range("batches", "one batch size or more, each at least 1", self.batches)
+        if not 0 <= self.min_seconds < float("inf"):
+            raise _out_of_range("min_seconds", "a number of seconds, at least 0", self.min_seconds)
 
 
 @dataclass(frozen=True)
@@ -202,6 +212,16 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|false|False"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(
     r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf)$|\.(nan|NaN)$"), list("-+.0123456789"))
+
+
+def _at_least_one(section: Any, *names: str) -> None:
+    for name in names:
+        if getattr(section, name) < 1:
+            raise _out_of_range(name, "an integer, at least 1", getattr(section, name))
+
+
+def _out_of_range(name: str, expected: str, found: object) -> InputError:
+    return InputError("a configuration value is out of range", where=name, expected=expected, found=repr(found))
 
 
 @functools.cache

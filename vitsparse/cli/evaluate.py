@@ -45,9 +45,21 @@ class Flags(Common):
 def main(argv: Sequence[str]) -> int:
     """Measure and write into the output folder."""
     flags, config = parse(Flags, argv, dense=tyro.MISSING)
-    folders = {"dense": flags.dense, **{folder.name: folder for folder in flags.models}}
-    evaluate(config, folders, begin(config, "evaluate"))
+    evaluate(config, row_names(flags.dense, flags.models), begin(config, "evaluate"))
     return 0
+
+
+def row_names(dense: Path, models: Sequence[Path]) -> dict[str, Path]:
+    """Row name -> folder: ``dense``, and the other models by the names of their folders, which must differ."""
+    folders = {"dense": dense}
+    for folder in models:
+        name = folder.resolve().name
+        if name in folders:
+            raise InputError("two rows of the table would have the same name", where=folder,
+                             expected="folders of different names, none of them called dense",
+                             found=f"{name!r}, which is {folders[name]}", remedy="rename one, or use a symbolic link")
+        folders[name] = folder
+    return folders
 
 
 def evaluate(config: Config, folders: Mapping[str, Path], out: Path) -> dict[str, Any]:

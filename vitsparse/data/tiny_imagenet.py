@@ -58,7 +58,8 @@ def open_source(root: str | os.PathLike | None) -> Source:
     """The source at ``root``: the zip, the unpacked folder, the folder of shards, or the folder around one of them."""
     expected = "tiny-imagenet-200.zip, the unpacked folder tiny-imagenet-200, or parquet shards train-*.parquet"
     if root is None:
-        raise MissingFile("tiny_imagenet needs to know where its images are", where="root", expected=expected)
+        raise MissingFile("tiny_imagenet needs to know where its images are", where="root", expected=expected,
+                          remedy="give root=PATH; on the command line --data PATH")
     root = existing(root)
     if root.is_file():
         return OfficialLayout(Zip(root))
