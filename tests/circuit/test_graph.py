@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.strategies import graphs
 from vitsparse.circuit import GRANULARITIES, Graph
@@ -115,6 +116,8 @@ def test_the_graph_of_a_model():
     assert Graph.of(model, granularity="qkv", mlp_groups=6) == Graph(3, 4, "qkv", 6)
     with pytest.raises(InputError, match="more MLP groups than hidden units"):
         Graph.of(model, mlp_groups=7)
+    with pytest.raises(InputError, match=r"found: Linear[\s\S]*from_timm"):
+        Graph.of(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -94,10 +94,22 @@ def test_counterfactual_is_code_and_not_values(tmp_path):
 
 @pytest.mark.parametrize(("batches", "message"), [
     ((pair for pair in make_batches(CONFIG)), "read only once"), ([], "no images"), (3, "must be iterable"),
+    ([torch.zeros(2, 3, 8, 8)], "found: Tensor"), ((torch.zeros(2, 3, 8, 8), torch.zeros(2)), "found: Tensor"),
+    ([(torch.zeros(2, 3, 8, 8).numpy(), None)], r"batch 0\n[\s\S]*ndarray"),
+    ([{"image": 1, "label": 2}], "found: dict"),
 ])
 def test_batches_that_cannot_be_averaged_are_refused(batches, message):
     with pytest.raises(InputError, match=message):
         Ablation.mean(make_model(CONFIG), batches)
+
+
+def test_what_is_no_dense_vit_is_refused():
+    for make in (Ablation.zero, lambda model: Ablation.mean(model, make_batches(CONFIG)),
+                 lambda model: Ablation.counterfactual(model, lambda images, _: images)):
+        with pytest.raises(InputError, match=r"found: Linear[\s\S]*from_timm"):
+            make(torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match="a function corrupt"):
+        Ablation.counterfactual(make_model(CONFIG), 3)
 
 
 def test_a_graph_of_another_shape_is_refused():

@@ -86,6 +86,13 @@ def test_labels_of_another_shape_or_type_are_refused(labels, found):
         evaluate(classifier(), [(torch.zeros(2, 3, 2, 2), labels)])
 
 
+def test_a_batch_that_is_no_pair_of_tensors_is_refused(batches):
+    with pytest.raises(InputError, match=r"pair of images and labels\n  where: batch 1\n[\s\S]*found: Tensor"):
+        evaluate(classifier(), [batches[0], batches[1][0]])
+    with pytest.raises(InputError, match=r"must be a tensor\n  where: batch 0\n[\s\S]*found: list"):
+        evaluate(classifier(), [(batches[0][0], batches[0][1].tolist())])
+
+
 def test_value_is_frozen_and_device_is_found():
     with pytest.raises(AttributeError):
         Evaluation(1.0, 0.0, None, 1).loss = 2.0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests import oracle
 from tests.strategies import SEEDS, circuits, configs, graphs_of, make_ablation, make_batches, make_images, make_model
 from tests.tolerances import FULL_CIRCUIT, ORACLE, error
-from vitsparse.circuit import GRANULARITIES, Graph
+from vitsparse.circuit import GRANULARITIES, Circuit, Graph
 from vitsparse.errors import InputError
 from vitsparse.evaluation.ablation import Ablation
 from vitsparse.model.config import ViTConfig
@@ -171,6 +171,10 @@ def test_what_does_not_fit_is_refused():
         edgewise_forward(model, images, full, graph=Graph(2, 4), ablation=zero)
     with pytest.raises(InputError, match="one value per edge"):
         edgewise_forward(model, images, full[1:], graph=graph, ablation=zero)
+    with pytest.raises(InputError, match=r"it is circuit\.keep"):
+        edgewise_forward(model, images, Circuit.full(graph), graph=graph, ablation=zero)
+    with pytest.raises(InputError, match=r"found: Linear[\s\S]*from_timm"):
+        edgewise_forward(torch.nn.Linear(2, 2), images, full, graph=graph, ablation=zero)
     with pytest.raises(InputError, match="do not fit the model"):
         edgewise_forward(model, images[:, :, 1:], full, graph=graph, ablation=zero)
     with pytest.raises(InputError, match=r"mlp_groups|made with graph="):

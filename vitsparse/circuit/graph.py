@@ -80,6 +80,10 @@ class Graph:
     @classmethod
     def of(cls, model: Any, *, granularity: str = "head", mlp_groups: int = 1) -> Graph:
         """The graph of a ViT (anything with ``depth`` and ``num_heads``)."""
+        if not (hasattr(model, "depth") and hasattr(model, "num_heads")):
+            raise InputError("this model has no graph", where="Graph.of(model)", expected="a ViT of vitsparse",
+                             found=type(model).__name__,
+                             remedy="convert it first: vs.from_timm(model) or vs.from_torchvision(model)")
         hidden = getattr(getattr(model, "config", None), "mlp_hidden", mlp_groups)
         if isinstance(mlp_groups, int) and mlp_groups > hidden:
             raise InputError("more MLP groups than hidden units", where="Graph.of(mlp_groups=...)",

@@ -15,7 +15,7 @@ from ..circuit import Graph
 from ..circuit.liveness import depends_on, reaches_logits
 from ..errors import InputError
 from ..evaluation.ablation import Ablation
-from ..evaluation.batches import check_batches
+from ..evaluation.batches import pairs
 from ..evaluation.evaluate import check_labels, device_of
 from ..evaluation.metrics import metric_named
 from ..model.edgewise import Edgewise, Stack, ablation_constants, sender_outputs
@@ -53,10 +53,10 @@ class Objective:
 
     def __init__(self, model: ViT, batches: Iterable[tuple[Tensor, Tensor]], graph: Graph, ablation: Ablation,
                  metric: str):
-        check_batches(batches)
         self.graph, self._model, self._ablation = graph, model, ablation
         self._metric = metric_named(metric)
-        self._batches = [self._load(images, labels, f"batch {index}") for index, (images, labels) in enumerate(batches)]
+        self._batches = [self._load(images, labels, f"batch {index}")
+                         for index, (images, labels) in enumerate(pairs(batches, device_of(model)))]
         self.num_images = sum(len(batch.images) for batch in self._batches)
         if not self.num_images:
             raise InputError("there are no images to search with", where="batches", expected="at least one batch")
@@ -125,8 +125,6 @@ class Objective:
         return edgewise.logits(stack, weights)
 
     def _load(self, images: Tensor, labels: Tensor, where: str) -> _Batch:
-        device = device_of(self._model)
-        images, labels = images.to(device), labels.to(device)
         logits = self._model(images)
         check_labels(labels, logits.shape, where=where)
         corrupted = self._ablation.corrupt(images, labels) if self._ablation.corrupt is not None else None

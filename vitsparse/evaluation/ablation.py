@@ -15,10 +15,10 @@ from ..circuit.files import read_tensors, tensor_bytes, write_bytes
 from ..circuit.frozen import Frozen
 from ..circuit.graph import Graph
 from ..errors import InputError
-from ..model.edgewise import check_fits, sender_outputs
+from ..model.edgewise import check_fits, check_model, sender_outputs
 from ..model.vit import ViT
-from .batches import check_batches
-from .evaluate import eval_mode
+from .batches import pairs
+from .evaluate import device_of, eval_mode
 
 FORMAT, VERSION = "vitsparse.ablation", 1
 
@@ -44,8 +44,8 @@ class Ablation(Frozen):
     @classmethod
     def zero(cls, model: ViT, graph: Graph | None = None) -> Ablation:
         """A cut edge carries nothing: a_i = 0."""
-        shape = (model.config.num_tokens, model.config.embed_dim)
         names = _names(model, graph)
+        shape = (model.config.num_tokens, model.config.embed_dim)
         return cls("zero", {name: torch.zeros(shape) for name in names}, fingerprint(model))
 
     @classmethod
@@ -55,13 +55,11 @@ class Ablation(Frozen):
         ``batches`` is a re-iterable of (images, labels); ``graph`` is only needed for its MLP groups. Dropout is off,
         and sums are kept in float64, so that the order of the batches hardly matters.
         """
-        check_batches(batches)
         fine = _fine_graph(model, graph)
         total, count = None, 0
-        device = next(model.parameters()).device
         with torch.no_grad(), eval_mode(model):
-            for images, _ in batches:
-                outputs = sender_outputs(model, images.to(device), fine).double().sum(1)
+            for images, _ in pairs(batches, device_of(model)):
+                outputs = sender_outputs(model, images, fine).double().sum(1)
                 total = outputs if total is None else total + outputs
                 count += len(images)
         if total is None:
@@ -76,6 +74,10 @@ class Ablation(Frozen):
     @classmethod
     def counterfactual(cls, model: ViT, corrupt: Callable[[Tensor, Tensor | None], Tensor]) -> Ablation:
         """A cut edge carries s_i of ``corrupt(images, labels)``: for analysis only, it cannot be compiled."""
+        check_model(model)
+        if not callable(corrupt):
+            raise InputError("a counterfactual ablation needs a way to corrupt images", where="corrupt",
+                             expected="a function corrupt(images, labels) -> images", found=type(corrupt).__name__)
         return cls("counterfactual", {}, fingerprint(model), corrupt=corrupt)
 
     def stacked(self, graph: Graph) -> Tensor:
@@ -151,6 +153,7 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 def _fine_graph(model: ViT, graph: Graph | None) -> Graph:
     """The graph whose senders an ablation is measured for: single heads, and the groups of ``graph``."""
+    check_model(model)
     if graph is not None:
         check_fits(model, graph)
     return Graph(model.depth, model.num_heads, mlp_groups=graph.mlp_groups if graph is not None else 1)

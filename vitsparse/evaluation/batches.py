@@ -1,10 +1,29 @@
-"""The one check that everything taking ``batches`` shares."""
+"""Reading ``batches``: the checks that everything taking them shares."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..errors import InputError
+
+
+def pairs(batches: Any, device: torch.device) -> Iterator[tuple[Tensor, Any]]:
+    """(images, labels) of every batch on ``device``, once; labels may be anything where nobody reads them.
+
+    Raises :class:`InputError` for a one-shot iterator and for a batch that is no such pair.
+    """
+    check_batches(batches)
+    for index, batch in enumerate(batches):
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+            found = [type(part).__name__ for part in batch] if isinstance(batch, tuple | list) else type(batch).__name__
+            raise InputError("a batch must be a pair of images and labels", where=f"batch {index}",
+                             expected="(images [B, C, S, S], labels [B]), both tensors", found=found)
+        images, labels = batch
+        yield images.to(device), labels.to(device) if isinstance(labels, Tensor) else labels
 
 
 def check_batches(batches: Any) -> None:

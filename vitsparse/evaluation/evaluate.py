@@ -7,12 +7,13 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .batches import check_batches
+from .batches import pairs
 from .metrics import accuracy, cross_entropy, kl
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -36,15 +37,12 @@ def evaluate(model: nn.Module, batches: Batches, *, dense: nn.Module | None = No
     """Run ``model`` in eval mode over ``batches``: re-iterable pairs of images [B, C, H, W] and labels int64 [B].
 
     With ``dense`` the mean KL(p_dense || p_model) is measured too. Raises :class:`InputError` for a one-shot iterator,
-    no images, or labels that are no class of the model.
+    batches that are no pairs, no images, or labels that are no class of the model.
     """
-    check_batches(batches)
     # Not inference_mode: a model may cache packed weights here that a later training step needs in autograd.
-    device = device_of(model)
     totals, images_seen = torch.zeros(3, dtype=torch.float64), 0
     with eval_mode(model, *([] if dense is None else [dense])):
-        for index, (images, labels) in enumerate(batches):
-            images, labels = images.to(device), labels.to(device)
+        for index, (images, labels) in enumerate(pairs(batches, device_of(model))):
             logits = model(images)
             check_labels(labels, logits.shape, where=f"batch {index}")
             values = [accuracy(logits, labels), cross_entropy(logits, labels),
@@ -57,9 +55,12 @@ def evaluate(model: nn.Module, batches: Batches, *, dense: nn.Module | None = No
     return Evaluation(right, loss, None if dense is None else divergence, images_seen)
 
 
-def check_labels(labels: Tensor, logits_shape: torch.Size, *, where: str) -> None:
+def check_labels(labels: Any, logits_shape: torch.Size, *, where: str) -> None:
     """Raise :class:`InputError` unless ``labels`` [B] are class numbers for logits of shape [B, K]."""
     count, classes = logits_shape
+    if not isinstance(labels, Tensor):
+        raise InputError("the labels must be a tensor", where=where, expected=f"int64 labels [{count}]",
+                         found=type(labels).__name__)
     if labels.shape != (count,) or labels.dtype != torch.int64:
         raise InputError("the labels do not fit the images", where=where, expected=f"int64 labels [{count}]",
                          found=f"{str(labels.dtype).removeprefix('torch.')} labels {list(labels.shape)}")

@@ -75,15 +75,30 @@ def ablation_constants(model: ViT, images: Tensor, *, graph: Graph, ablation: Ab
 
 def edge_weights(keep: Any, graph: Graph, *, like: Tensor) -> Tensor:
     """``keep`` as a float tensor [E] with the dtype and device of ``like``."""
-    keep = keep if isinstance(keep, Tensor) else torch.tensor(keep)  # a copy: a circuit's keep is read-only
+    if not isinstance(keep, Tensor):
+        try:
+            keep = torch.tensor(keep)  # a copy: a circuit's keep is read-only
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError("keep must be one number per edge", where="keep", found=type(keep).__name__,
+                             expected=f"bool or float [{graph.num_edges}] in canonical order",
+                             remedy="of a circuit it is circuit.keep") from error
     if keep.shape != (graph.num_edges,):
         raise InputError("one value per edge is needed", where="keep", found=f"shape {tuple(keep.shape)}",
                          expected=f"shape ({graph.num_edges},) for {graph!r}")
     return keep.to(like)
 
 
+def check_model(model: Any) -> None:
+    """Refuse what is no dense ViT of this package."""
+    if not isinstance(model, ViT):
+        raise InputError("only a dense ViT of vitsparse has a graph to cut edges in", where="model", expected="ViT",
+                         found=type(model).__name__,
+                         remedy="convert it first: vs.from_timm(model) or vs.from_torchvision(model)")
+
+
 def check_fits(model: Any, graph: Graph) -> None:
-    """Refuse a graph that was made for a model of another shape."""
+    """Refuse what is no dense ViT, and a graph that was made for a model of another shape."""
+    check_model(model)
     if (graph.depth, graph.heads) != (model.depth, model.num_heads):
         raise InputError("the graph is for a model of another shape", where="graph",
                          expected=f"depth={model.depth}, heads={model.num_heads} (the model's)", found=graph)
