@@ -108,7 +108,8 @@ def test_circuits_of_different_graphs_do_not_mix():
             combine()
 
 
-@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda k: torch.tensor(k, dtype=torch.float32)])
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda k: torch.tensor(k, dtype=torch.float32),
+                                  lambda k: torch.tensor(k, dtype=torch.bfloat16)])
 def test_keep_may_be_a_list_numpy_or_torch(kind):
     keep = make_circuit(GRAPH, "sparse").keep
     circuit = Circuit(GRAPH, kind(keep.tolist()))

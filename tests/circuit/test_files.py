@@ -68,5 +68,7 @@ def test_sha256_and_missing_files(tmp_path):
     for read in (files.sha256_of, files.read_json, files.read_tensors):
         with pytest.raises(MissingFile, match="absent"):
             read(tmp_path / "absent")
+        with pytest.raises(InputError, match="a file is needed, not a folder"):
+            read(tmp_path)
     with pytest.raises(FileNotFoundError):
         files.existing(tmp_path / "absent")

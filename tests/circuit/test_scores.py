@@ -57,13 +57,15 @@ def test_a_choice_carries_where_it_comes_from():
     assert scores.threshold(2.0).provenance["t"] == 2.0
 
 
-@pytest.mark.parametrize("n", [-1, 7])
+@pytest.mark.parametrize("n", [-1, 7, 2.5, "3"])
 def test_impossible_choices_are_refused(n):
     scores = EdgeScores(GRAPH, range(6))
     with pytest.raises(InputError, match=r"0 \.\. 6"):
         scores.top_k(n)
     with pytest.raises(InputError, match="'magnitude' or 'signed'"):
         scores.top_k(2, by="size")
+    with pytest.raises(InputError, match=r"threshold\(t\)"):
+        scores.threshold(float("nan"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

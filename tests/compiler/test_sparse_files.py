@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.compiler.cases import BACKENDS, CONFIG, case_of, cases
+from tests.strategies import make_model
 from tests.tolerances import error
 from vitsparse.circuit import Circuit
 from vitsparse.circuit.files import sha256_of
 from vitsparse.compiler import SparseViT
 from vitsparse.errors import InputError, MissingFile
 from vitsparse.model.config import ViTConfig
+from vitsparse.model.weights import load_pretrained, save_pretrained
 
 
 @settings(max_examples=25)
@@ -180,6 +182,14 @@ def test_damaged_weights(saved, name):
         SparseViT.from_pretrained(saved)
     assert str(saved) in str(refusal.value)
     assert "files in the folder were not written together" not in str(refusal.value)
+
+
+def test_a_dense_model_is_no_sparse_one_and_the_other_way_round(saved, tmp_path):
+    save_pretrained(make_model(CONFIG), tmp_path / "dense")
+    with pytest.raises(InputError, match=r"found: vitsparse\.vit version 1\n  remedy: .*holds a dense model"):
+        SparseViT.from_pretrained(tmp_path / "dense")
+    with pytest.raises(InputError, match=r"remedy: .*holds a sparse model"):
+        load_pretrained(saved)
 
 
 def test_files_of_two_models_mixed_up(saved, tmp_path_factory):

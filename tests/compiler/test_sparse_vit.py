@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -244,7 +245,8 @@ def test_it_looks_like_the_dense_model():
     assert sparse.get_classifier() is sparse.head
     assert not sparse.training
     assert not dense.training
-    assert "steps" in repr(sparse)
+    assert re.fullmatch(r"SparseViT\(Plan\(\d+ steps, .*\), Circuit\(.*\), backend='torch'\)", repr(sparse))
+    assert "backend='auto' (" in repr(case.sparse(backend="auto"))
     assert sparse.plan.flops < dense_flops(CONFIG)
     x = sparse.forward_features(case.images)
     assert torch.equal(sparse.head(sparse.forward_head(x, pre_logits=True)), sparse.forward_head(x))

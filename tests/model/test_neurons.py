@@ -34,5 +34,5 @@ def test_given_scores_decide_and_ties_keep_their_order():
 
 
 def test_scores_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="one score per hidden unit"):
+    with pytest.raises(InputError, match=rf"found: {CONFIG.depth} of shapes \(3,\)$"):
         sort_neurons(make_model(CONFIG), [torch.zeros(3)] * CONFIG.depth)

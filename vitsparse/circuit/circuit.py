@@ -23,7 +23,8 @@ FORMAT, VERSION = "vitsparse.circuit", 1
 def as_edge_vector(graph: Graph, values: Any, where: str) -> np.ndarray:
     """``values`` (list, numpy, torch) as a fresh 1-D array with one entry per edge, or :class:`InputError`."""
     if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
     array = np.array(values)
     if array.shape != (graph.num_edges,):
         raise InputError("one value per edge is needed", where=where, found=f"shape {array.shape}",

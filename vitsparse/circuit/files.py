@@ -61,7 +61,7 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 2) -
 
 def read_json(path: str | os.PathLike, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file of at most ``max_bytes``; raises :class:`InputError` naming file and position."""
-    path = existing(path)
+    path = existing_file(path)
     if path.stat().st_size > max_bytes:
         raise InputError("the file is too large to be what it claims", where=path,
                          expected=f"at most {max_bytes} bytes", found=f"{path.stat().st_size} bytes")
@@ -95,7 +95,7 @@ def in_one_order(data: bytes) -> bytes:
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read a safetensors file: arrays by name, and its metadata. Never reads pickle."""
-    path = existing(path)
+    path = existing_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
@@ -106,7 +106,7 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
 
 def sha256_of(path: str | os.PathLike) -> str:
     """Hex sha256 of a file's bytes."""
-    with open(existing(path), "rb") as file:
+    with open(existing_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -115,6 +115,15 @@ def existing(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not path.exists():
         raise MissingFile("the file does not exist", where=path, remedy="check the path")
+    return path
+
+
+def existing_file(path: str | os.PathLike) -> Path:
+    """``path`` as a Path; :class:`MissingFile` where there is nothing, :class:`InputError` where there is a folder."""
+    path = existing(path)
+    if path.is_dir():
+        raise InputError("a file is needed, not a folder", where=path, expected="a file", found="a folder",
+                         remedy="name the file in it")
     return path
 
 

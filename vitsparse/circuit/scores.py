@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,15 +44,17 @@ class EdgeScores(Frozen):
 
     def top_k(self, n: int, *, by: str = "magnitude") -> Circuit:
         """Keep exactly the ``n`` highest edges; ties go to the earlier edge in canonical order."""
-        if not 0 <= n <= self.graph.num_edges:
-            raise InputError("cannot keep that many edges", where="top_k(n)", expected=f"0 .. {self.graph.num_edges}",
-                             found=n)
+        if not hasattr(n, "__index__") or not 0 <= n <= self.graph.num_edges:
+            raise InputError("cannot keep that many edges", where="top_k(n)", found=n,
+                             expected=f"an integer, 0 .. {self.graph.num_edges}")
         keep = np.zeros(self.graph.num_edges, dtype=bool)
         keep[np.argsort(-self._ranking(by), kind="stable")[:n]] = True
         return self._circuit(keep, {"selection": "top_k", "n": int(n), "by": by})
 
     def threshold(self, t: float, *, by: str = "magnitude") -> Circuit:
         """Keep the edges whose score (its magnitude, unless ``by="signed"``) is at least ``t``."""
+        if math.isnan(t):
+            raise InputError("the threshold must be a number", where="threshold(t)", found=t)
         return self._circuit(self._ranking(by) >= t, {"selection": "threshold", "t": float(t), "by": by})
 
     def _ranking(self, by: str) -> np.ndarray:

@@ -20,7 +20,7 @@ import tyro
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ..circuit.files import existing, write_text
+from ..circuit.files import existing_file, write_text
 from ..data import Augmentation
 from ..errors import InputError, nearest
 from ..training import Recipe
@@ -184,7 +184,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping."""
-    text = existing(path).read_text(encoding="utf-8", errors="replace")
+    text = existing_file(path).read_text(encoding="utf-8", errors="replace")
     try:
         values = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader, see below)
     except (yaml.YAMLError, RecursionError) as error:

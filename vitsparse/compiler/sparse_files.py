@@ -39,10 +39,13 @@ def load_sparse(folder: str | Path) -> tuple[Plan, dict[str, Tensor], Circuit, s
     folder = Path(folder)
     path, weights, circuit_file = (folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, CIRCUIT_FILE))
     data = read_json(path)
-    found = (data.get("format"), data.get("version")) if isinstance(data, dict) else type(data).__name__
-    if found != (FORMAT, VERSION):
+    if not isinstance(data, dict) or (data.get("format"), data.get("version")) != (FORMAT, VERSION):
+        fields = data if isinstance(data, dict) else {}
+        dense = fields.get("architecture") == "vit"
         raise InputError("not a saved SparseViT of this version", where=path, expected=f"{FORMAT} version {VERSION}",
-                         found=found)
+                         found=f"{fields.get('format')} version {fields.get('version')}",
+                         remedy="give the folder of a sparse model; this one holds a dense model, which sparsify makes "
+                                "sparse" if dense else "")
     for field, kind in (("plan", dict), ("backend", str), ("sha256", dict)):
         if not isinstance(data.get(field), kind):
             raise InputError("a field is missing or damaged", where=f"{path}: {field}", expected=kind.__name__,

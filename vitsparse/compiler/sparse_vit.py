@@ -271,8 +271,10 @@ class SparseViT(nn.Module):
         with torch.inference_mode(False):
             return cls(plan, parameters, circuit, backend=backend or saved).eval()
 
-    def extra_repr(self) -> str:
-        return f"{self.plan!r}, backend={self.backend!r}"
+    def __repr__(self) -> str:
+        """One line: the modules below only hold parameters, and the plan says what runs."""
+        chosen = f" ({self._chosen[1]})" if self.backend == "auto" and self._chosen else ""
+        return f"SparseViT({self.plan!r}, {self.circuit!r}, backend={self.backend!r}{chosen})"
 
 
 def _derive_again(module: SparseViT, _: Any) -> None:

@@ -23,8 +23,9 @@ def sort_neurons(model: ViT, scores: Sequence[Tensor] | None = None) -> ViT:
     hidden = model.config.mlp_hidden
     shapes = [tuple(score.shape) for score in scores]
     if shapes != [(hidden,)] * model.depth:
-        raise InputError("one score per hidden unit is needed", where="scores", found=shapes,
-                         expected=f"{model.depth} tensors [{hidden}]")
+        raise InputError("one score per hidden unit is needed", where="scores",
+                         expected=f"{model.depth} tensors [{hidden}], one for each layer",
+                         found=f"{len(shapes)} of shapes {', '.join(map(str, sorted(set(shapes))))}")
     model = copy.deepcopy(model)
     with torch.no_grad():
         for block, score in zip(model.blocks, scores, strict=True):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..circuit.files import existing, in_one_order, read_json, write_bytes, write_json
+from ..circuit.files import existing, existing_file, in_one_order, read_json, write_bytes, write_json
 from ..errors import InputError
 from .config import ViTConfig
 from .vit import ViT
@@ -91,7 +91,7 @@ def load_pretrained(path: str | os.PathLike, *, device: torch.device | str | Non
 
 def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], ViTConfig | None]:
     """The tensors of a safetensors file, on the CPU, and the configuration in its metadata if it has one."""
-    path = existing(path)
+    path = existing_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -128,8 +128,11 @@ def _read_config(path: Path) -> ViTConfig:
     for name, value in expected.items():
         found = values.get(name) if isinstance(values, dict) else type(values).__name__
         if found != value:
+            sparse = isinstance(values, dict) and values.get("architecture") == "sparse_vit"
             raise InputError(f"not the configuration of a dense ViT: {name} differs", where=path,
-                             expected=f"{name}: {value!r}", found=repr(found))
+                             expected=f"{name}: {value!r}", found=repr(found),
+                             remedy="give the folder of the dense model; this one holds a sparse model, which "
+                                    "SparseViT.from_pretrained reads" if sparse else "")
     arguments = values.get("model_args")
     if not isinstance(arguments, dict) or "num_classes" not in values:
         raise InputError("the configuration is incomplete", where=path, expected="num_classes and model_args",
