@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from vitsparse.cli import VERBS, main
 from vitsparse.cli import data as data_verb
+from vitsparse.cli.evaluate import row_names
 from vitsparse.errors import InputError
 from vitsparse.version import __version__
 
@@ -88,6 +90,14 @@ def test_what_is_wrong_with_the_input_is_said(arguments, message, capsys, tmp_pa
     assert message in shown
     assert shown.startswith("vitsparse: ")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.resolved.yaml", "environment.json"]
+
+
+def test_rows_are_named_after_folders_however_they_are_written(tmp_path, monkeypatch):
+    (tmp_path / "pruned").mkdir()
+    (tmp_path / "other").symlink_to("pruned")
+    monkeypatch.chdir(tmp_path / "pruned")
+    names = row_names(Path("d"), [Path("."), tmp_path / "other"])
+    assert names == {"dense": Path("d"), "pruned": Path("."), "other": tmp_path / "other"}
 
 
 def test_an_output_that_is_a_file_is_left_alone(tmp_path, capsys):

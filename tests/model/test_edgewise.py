@@ -171,6 +171,9 @@ def test_what_does_not_fit_is_refused():
         edgewise_forward(model, images, full, graph=Graph(2, 4), ablation=zero)
     with pytest.raises(InputError, match="one value per edge"):
         edgewise_forward(model, images, full[1:], graph=graph, ablation=zero)
+    for corrupt, found in ((lambda x, _: x[:1], r"\[1, "), (lambda x, _: None, "NoneType")):
+        with pytest.raises(InputError, match=rf"an image for each image\n[\s\S]*found: {found}"):
+            edgewise_forward(model, images, full, graph=graph, ablation=Ablation.counterfactual(model, corrupt))
     with pytest.raises(InputError, match=r"it is circuit\.keep"):
         edgewise_forward(model, images, Circuit.full(graph), graph=graph, ablation=zero)
     with pytest.raises(InputError, match=r"found: Linear[\s\S]*from_timm"):

@@ -57,7 +57,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Graph:
-    """What could be connected, from four integers-and-a-word; see the module's head for the order of things.
+    """What could be connected, from three integers and a word; see the module's head for the order of things.
 
     Raises :class:`InputError` for sizes below one or an unknown granularity.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def row_names(dense: Path, models: Sequence[Path]) -> dict[str, Path]:
     """Row name -> folder: ``dense``, and the other models by the names of their folders, which must differ."""
     folders = {"dense": dense}
     for folder in models:
-        name = folder.resolve().name
+        name = os.path.basename(os.path.abspath(folder))  # a symbolic link keeps its own name
         if name in folders:
             raise InputError("two rows of the table would have the same name", where=folder,
                              expected="folders of different names, none of them called dense",

@@ -18,7 +18,7 @@ from ..evaluation.ablation import Ablation
 from ..evaluation.batches import pairs
 from ..evaluation.evaluate import check_labels, device_of
 from ..evaluation.metrics import metric_named
-from ..model.edgewise import Edgewise, Stack, ablation_constants, sender_outputs
+from ..model.edgewise import Edgewise, Stack, ablation_constants, corrupted, sender_outputs
 from ..model.vit import ViT
 
 CACHE_BYTES = 2 * 2**30
@@ -127,8 +127,8 @@ class Objective:
     def _load(self, images: Tensor, labels: Tensor, where: str) -> _Batch:
         logits = self._model(images)
         check_labels(labels, logits.shape, where=where)
-        corrupted = self._ablation.corrupt(images, labels) if self._ablation.corrupt is not None else None
-        return _Batch(images, labels, corrupted, logits.double())
+        counterfactual = None if self._ablation.corrupt is None else corrupted(self._ablation, images, labels)
+        return _Batch(images, labels, counterfactual, logits.double())
 
     def _start(self, batch: _Batch) -> tuple[Edgewise, Stack]:
         if batch.corrupted is not None:

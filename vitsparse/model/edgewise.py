@@ -64,13 +64,23 @@ def ablation_constants(model: ViT, images: Tensor, *, graph: Graph, ablation: Ab
                        labels: Tensor | None = None) -> Tensor:
     """[S, 1, T, D] (the same for every image) or, for a counterfactual ablation, [S, B, T, D]."""
     if ablation.corrupt is not None:
-        return sender_outputs(model, ablation.corrupt(images, labels), graph)
+        return sender_outputs(model, corrupted(ablation, images, labels), graph)
     constants = ablation.stacked(graph).to(images)
     tokens_and_width = (model.config.num_tokens, model.config.embed_dim)
     if constants.shape[1:] != tokens_and_width:
         raise InputError("the ablation is of a model of another shape", where="ablation",
                          expected=f"values {list(tokens_and_width)}", found=f"values {list(constants.shape[1:])}")
     return constants[:, None]
+
+
+def corrupted(ablation: AblationValues, images: Tensor, labels: Tensor | None) -> Tensor:
+    """The images of a counterfactual ablation: one for each of ``images``, or :class:`InputError`."""
+    found = ablation.corrupt(images, labels)
+    if not isinstance(found, Tensor) or found.shape != images.shape:
+        raise InputError("a corruption must give an image for each image", where="ablation.corrupt(images, labels)",
+                         expected=f"a tensor {list(images.shape)}",
+                         found=list(found.shape) if isinstance(found, Tensor) else type(found).__name__)
+    return found
 
 
 def edge_weights(keep: Any, graph: Graph, *, like: Tensor) -> Tensor:
