@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import nn
 
 from tests.compiler.cases import BACKENDS, CONFIG, Case, case_of, cases, edgewise, needs_cpu
 from tests.tolerances import BACKEND, FULL_CIRCUIT, ORACLE, error
 from vitsparse.circuit import Circuit, Graph
 from vitsparse.compiler import SparseViT, dense_flops
+from vitsparse.errors import InputError
 from vitsparse.model.config import ViTConfig
 from vitsparse.model.edgewise import edgewise_forward
 
@@ -276,3 +278,17 @@ def test_node_ablation_is_cutting_all_out_edges():
         silent.blocks[1].attn.proj.weight[:, 8:16] = 0
         assert error(cut.sparse()(case.images), silent(case.images)) <= ORACLE
     assert error(edgewise(silent, case), cut.exact) <= ORACLE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_classifier_is_used_or_refused(backend):
+    case = case_of()
+    sparse = case.sparse(backend)
+    tokens = sparse.forward_features(case.images)
+    before = sparse(case.images)
+    sparse.head = nn.Linear(sparse.embed_dim, sparse.num_classes)
+    assert error(sparse(case.images), sparse.forward_head(tokens)) <= BACKEND
+    for other in (nn.Linear(sparse.embed_dim, sparse.num_classes + 1), nn.Identity(), None):
+        with pytest.raises(InputError, match=r"where: head\n[\s\S]*reset_classifier"):
+            sparse.head = other
+    assert sparse(case.images).shape == before.shape

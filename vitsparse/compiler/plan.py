@@ -300,7 +300,7 @@ class Plan(Frozen):
 
     def __repr__(self) -> str:
         passes = ", ".join(self.passes) or "none"
-        return f"Plan({len(self.steps)} steps, {self.flops / 1e6:.3g} MFLOP an image, passes: {passes})"
+        return f"Plan({len(self.steps)} steps, {self.flops / 1e6:,.2f} MFLOP an image, passes: {passes})"
 
 
 def hull(a: View, b: View) -> View:

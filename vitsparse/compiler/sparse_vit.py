@@ -117,6 +117,23 @@ class SparseViT(nn.Module):
         self._derive()
         self._choose()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A part may be replaced by one with parameters of the same names and shapes: the plan counts on these."""
+        before = self.__dict__.get("_modules", {}).get(name)
+        super().__setattr__(name, value)
+        if before is None or "_compiled" not in self.__dict__:
+            return
+        expected, found = ({key: tuple(tensor.shape) for key, tensor in part.named_parameters()}
+                           if part is not None else {}
+                           for part in (before, self._modules[name]))
+        if found != expected:
+            super().__setattr__(name, before)
+            raise InputError("the plan of a sparse model fixes the shapes of its parts", where=name, expected=expected,
+                             found=found, remedy="change the dense model (reset_classifier, say) and sparsify it with "
+                                                 "the same circuit")
+        if isinstance(self._compiled, Compiled):
+            self._compiled.stale = True
+
     def _derive(self) -> None:
         """Compile again for the constants and parameters as they are now."""
         stored = {name: getattr(self.constants, _buffer_name(name)) for name in self._front.constants}
