@@ -72,3 +72,6 @@ def test_sha256_and_missing_files(tmp_path):
             read(tmp_path)
     with pytest.raises(FileNotFoundError):
         files.existing(tmp_path / "absent")
+    files.write_text(tmp_path / "dense" / "config.json", "{}")
+    with pytest.raises(MissingFile, match=r"remedy: check the path; there is .*dense/config\.json$"):
+        files.existing(tmp_path / "config.json")

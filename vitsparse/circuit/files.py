@@ -7,6 +7,7 @@ full disk the old file is still whole. Reads are capped in size and name the fil
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -114,7 +115,10 @@ def existing(path: str | os.PathLike) -> Path:
     """``path`` as a Path, or :class:`MissingFile`."""
     path = Path(path)
     if not path.exists():
-        raise MissingFile("the file does not exist", where=path, remedy="check the path")
+        # The folder of a run is easily given for that of one of its models.
+        deeper = sorted(path.parent.glob(f"*/{glob.escape(path.name)}"))[:4]
+        raise MissingFile("the file does not exist", where=path, remedy="check the path" if not deeper else
+                          f"check the path; there is {', '.join(map(str, deeper))}")
     return path
 
 
