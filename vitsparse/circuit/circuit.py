@@ -143,7 +143,7 @@ class Circuit(Frozen):
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError("not a circuit file", where=path, expected=f'"format": "{FORMAT}"',
                              found=data.get("format") if isinstance(data, dict) else type(data).__name__)
-        if data.get("version") != VERSION:
+        if type(data.get("version")) is not int or data["version"] != VERSION:
             raise InputError("a circuit file of another version", where=f"{path}: version", expected=VERSION,
                              found=data.get("version"),
                              remedy="find the circuit anew, or convert it with the version that wrote it")
