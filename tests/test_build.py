@@ -34,9 +34,9 @@ def needed(path: Path) -> set[str]:
 
 def test_the_native_parts_are_built_and_load():
     assert built, "vitsparse._core does not import"
-    assert built["cpu_ops"] or built["why_no_cpu_ops"]
     assert built["cuda_ops"] or built["why_no_cuda_ops"]
-    assert native.available("cpu") == built["cpu_ops"]
+    # Tests of kernels skip without the CPU ops, so this one must fail: else a build that broke would look green.
+    assert not native.why_not("cpu")
 
 
 def test_what_is_built_for_cuda_includes_the_oldest_card_as_machine_code():

@@ -128,7 +128,7 @@ def test_copies_are_independent(backend):
         load(sparse)  # writes into its constants
         assert torch.equal(again(case.images), expected)
         doubled = sparse(case.images)
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # users save whole modules; these bytes are our own, the package reads none
     torch.save(sparse, buffer)
     buffer.seek(0)
     with torch.no_grad():

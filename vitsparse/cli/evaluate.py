@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from ..circuit.files import write_json, write_text
 from ..compiler import SparseViT, dense_flops
-from ..compiler.sparse_vit import OFFERED
 from ..errors import InputError
 from ..evaluation.baselines import BASELINES
 from ..evaluation.evaluate import evaluate as judge
 from ..evaluation.latency import machine_facts, measure
-from ..ops.backend import choose
 from ..report import results_table
 from .config import BenchConfig, Config, DataConfig, SparsifyConfig
 from .flags import Common, parse
@@ -104,11 +102,6 @@ def _size(model: nn.Module, models: Mapping[str, nn.Module]) -> dict[str, int]:
             "nodes": len(graph.senders), "flops": dense_flops(model.config)}
 
 
-def _backend_of(model: SparseViT, inputs: Tensor) -> str:
-    """The backend that runs ``inputs``: what ``auto`` stands for on their device."""
-    return choose(model.backend, inputs.device.type, OFFERED)
-
-
 @torch.inference_mode()
 def _latencies(config: Config, models: Mapping[str, nn.Module], images: Tensor) -> tuple[Latencies, list[str]]:
     """{row: {batch size: {backend: quantiles in ms}}} and what had to be left out; all candidates take turns."""
@@ -116,7 +109,7 @@ def _latencies(config: Config, models: Mapping[str, nn.Module], images: Tensor) 
     found: Latencies = {name: {} for name in models}
     for batch in settings.batches:
         inputs = images[torch.arange(batch, device=images.device) % len(images)].contiguous()
-        candidates = {(name, _backend_of(model, inputs)): functools.partial(model.eval(), inputs)
+        candidates = {(name, model.chosen_backend): functools.partial(model.eval(), inputs)
                       for name, model in models.items() if isinstance(model, SparseViT)}
         for baseline in settings.baselines:
             try:

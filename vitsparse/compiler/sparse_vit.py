@@ -180,6 +180,11 @@ class SparseViT(nn.Module):
         return self._chosen[1]
 
     @property
+    def chosen_backend(self) -> str:
+        """The backend that runs the tensors as they are: what ``"auto"`` stands for."""
+        return self._choose()
+
+    @property
     def plan(self) -> Plan:
         """The plan for logits; printed, it is a program."""
         return self._compiled.plan("logits")

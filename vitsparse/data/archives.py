@@ -167,6 +167,7 @@ class Zip:
     def read(self, name: str) -> bytes | None:
         try:
             return self.archive.read(self.members[name])
+        # NotImplementedError is zipfile's word for a compression method that it does not know.
         except (KeyError, OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
             return None
 
