@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vitsparse.errors import InputError
+from vitsparse.evaluation.batches import OnlyClasses
 from vitsparse.evaluation.metrics import METRICS, accuracy, cross_entropy, kl, logit_difference, metric_named
 
 
@@ -76,3 +77,45 @@ def test_table_gives_the_functions(batch):
     assert metric_named("accuracy")(logits, labels, dense) == accuracy(logits, labels)
     with pytest.raises(InputError, match=r"found: 'kll'\n  remedy: did you mean 'kl'"):
         metric_named("kll")
+
+
+def test_logit_differences_grow_as_a_model_gets_worse():
+    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0]])
+    labels = torch.tensor([0, 1])
+    assert metric_named("logit_difference:0:2")(logits, None, logits) == pytest.approx(-(1 - 1) / 2)
+    assert metric_named("logit_difference")(logits, labels, logits) == pytest.approx(-(1 + 4) / 2)
+    dense = torch.tensor([[3.0, 2.0, 1.0], [2.0, 5.0, 1.0]])  # it is the dense model that names the rivals
+    assert metric_named("logit_difference")(logits, labels, dense) == pytest.approx(-(2 + 5) / 2)
+
+
+def test_a_metric_among_classes_is_that_of_a_model_without_the_others(batch):
+    logits, labels, dense = batch
+    chosen = torch.isin(labels, torch.tensor([1, 3, 4]))
+    logits, labels, dense = logits[chosen], labels[chosen], dense[chosen]
+    renamed = torch.tensor([{1: 0, 3: 1, 4: 2}[int(label)] for label in labels])
+    for name in ("ce", "kl", "logit_difference", "accuracy"):
+        expected = metric_named(name)(logits[:, [1, 3, 4]], renamed, dense[:, [1, 3, 4]])
+        assert metric_named(name).among([4, 1, 3])(logits, labels, dense) == expected
+
+
+@pytest.mark.parametrize("classes", [[], [1], [1, 1], [-1, 2], [1, 9]])
+def test_a_metric_among_impossible_classes_is_refused(batch, classes):
+    with pytest.raises(InputError, match="class"):
+        metric_named("kl").among(classes)(*batch)
+
+
+@pytest.mark.parametrize("name", [
+    "logit_difference:1:1", "logit_difference:0:9", "logit_difference:0", "logit_difference:a:b"])
+def test_a_logit_difference_of_impossible_classes_is_refused(batch, name):
+    with pytest.raises(InputError, match="metric"):
+        metric_named(name)(*batch)
+
+
+def test_only_the_images_of_some_classes():
+    images, labels = torch.arange(6.0)[:, None], torch.tensor([0, 1, 2, 0, 1, 1])
+    chosen = OnlyClasses([(images[:2], labels[:2]), (images[2:3], labels[2:3]), (images[3:], labels[3:])], [0, 1])
+    for _ in range(2):  # it can be read again
+        assert [batch.tolist() for _, batch in chosen] == [[0, 1], [0, 1, 1]]
+        assert [batch[:, 0].tolist() for batch, _ in chosen] == [[0, 1], [3, 4, 5]]
+    with pytest.raises(InputError, match="labels are needed"):
+        list(OnlyClasses([(images, None)], [0]))
