@@ -80,7 +80,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], me
 
 def tensor_bytes(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
     """The safetensors file of numpy arrays: the same bytes for the same content."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     return in_one_order(save(arrays, dict(metadata)))
 
 
