@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # The models here are so small that handing work to a second thread costs more than it saves; child processes, whose
@@ -15,6 +16,7 @@ import hypothesis
 import pytest
 import torch
 
+from tests.two_ranks import Launcher, launcher
 from vitsparse.backends import native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +33,13 @@ hypothesis.settings.load_profile("vitsparse")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Launcher]:
+    """``two_ranks("module:function", *arguments)``: what the function returns in each of two connected processes."""
+    with launcher() as launch:
+        yield launch
 
 
 @pytest.fixture(scope="session")
