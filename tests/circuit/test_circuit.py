@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import circuits, graphs, make_circuit
-from vitsparse.circuit import Circuit, EdgeScores, Graph
+from vitsparse.circuit import Circuit, Graph
 from vitsparse.errors import InputError, MissingFile
 
 GRAPH = Graph(2, 2)
@@ -68,26 +68,6 @@ def test_dead_constant_and_pruned_by_search_over_names(data, graph):
     assert not pruned.constant
 
 
-def test_pruning_agrees_with_the_published_scores(shared_scores):
-    """The 800 edges with the largest |score| for GPT-2, pruned, are exactly the 756 that the file has `in_graph`."""
-    graph = Graph(12, 12, "qkv")
-    assert set(shared_scores) == set(graph.edge_names)
-    scores = EdgeScores(graph, [shared_scores[name]["score"] for name in graph.edge_names])
-    in_graph = {name for name, edge in shared_scores.items() if edge["in_graph"]}
-    assert len(in_graph) == 756
-    assert set(scores.top_k(800).prune().kept) == in_graph
-    for n, pruned in {32: 21, 64: 45, 162: 145, 324: 276, 649: 608, 1624: 1573, 3249: 3212, 6498: 6498}.items():
-        assert scores.top_k(n).prune().num_kept == pruned
-
-
-@pytest.fixture(scope="module")
-def shared_scores(request) -> dict[str, dict]:
-    path = request.config.rootpath.parent / "shared/data/parity/ioi-eap-ig.json"
-    if not path.is_file():
-        pytest.skip(f"the published scores are not here: {path}")
-    return json.loads(path.read_text())["edges"]
-
-
 @given(pair=pairs())
 def test_set_algebra(pair):
     a, b = pair
@@ -135,6 +115,12 @@ def test_what_is_no_choice_of_edges_is_refused(keep, message):
         Circuit(GRAPH, keep)
 
 
+@pytest.mark.parametrize(("field", "value"), [("provenance", np.float32(3)), ("ablation", {1, 2})])
+def test_what_no_file_can_hold_is_refused_at_once(field, value):
+    with pytest.raises(InputError, match=rf"Circuit\.{field}\['sha256'\]"):
+        Circuit(GRAPH, [1] * 26, **{field: {"kind": "mean", "sha256": value}})
+
+
 ABLATION = {"kind": "mean", "sha256": "0123456789abcdef" * 4}
 
 
@@ -170,6 +156,7 @@ def without(field: str):
     (lambda data: "", "", "not valid JSON"),
     (lambda data: "[" * 100_000, "", "not valid JSON"),
     (lambda data: "[]", "", "not a circuit file"),
+    (lambda data: json.dumps(data)[:-1] + ', "format": 3}', "", "'format' is given twice"),
     (damage(format="vitsparse.ablation"), "", "not a circuit file"),
     (damage(version=2), ": version", "another version"),
     (damage(version="1"), ": version", "another version"),

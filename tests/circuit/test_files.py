@@ -25,6 +25,16 @@ def test_json_round_trip_in_a_new_folder(tmp_path):
     assert path.read_bytes().endswith(b"}\n")
 
 
+@pytest.mark.parametrize(("text", "message"), [
+    ('[{"a": 1, "b": 2, "a": 1}]', "'a' is given twice"), ("[-Infinity]", "-Infinity is not JSON"),
+    ('{"x": NaN}', "NaN is not JSON"), ("1" * 5000, "not valid JSON"), ("[" * 100_000, "not valid JSON"),
+])
+def test_what_a_lenient_parser_lets_through_is_refused(tmp_path, text, message):
+    files.write_text(tmp_path / "x.json", text)
+    with pytest.raises(InputError, match=message):
+        files.read_json(tmp_path / "x.json")
+
+
 def test_an_absurdly_large_file_is_not_read(tmp_path):
     files.write_text(tmp_path / "x.json", "[" + "0," * 100 + "0]")
     with pytest.raises(InputError, match=r"x\.json\n  expected: at most 100 bytes"):

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -47,6 +47,43 @@ def test_top_k_keeps_exactly_n_and_none_better_is_left_out(graph, data):
         assert np.abs(values[keep]).min() >= np.abs(values[~keep]).max()
 
 
+def grown_by_search(scores: EdgeScores, n: int) -> set[str]:
+    """The n edges of ``greedy`` as the words say it: by names alone, looking at every edge again for every step."""
+    readers_of = {}  # which readers come in with a sender: those of its own name, or that its part shares
+    for sender in scores.graph.senders:
+        shared = sender.split(".")[0]
+        readers_of[sender] = {r for r in scores.graph.readers if r.split("<")[0] in (sender, shared)}
+    inside, kept = {"logits"}, []
+    for _ in range(n):
+        open_edges = [(-abs(score), index) for index, score in enumerate(scores.values)
+                      if scores.graph.edge_name(index).split("->")[1] in inside and index not in kept]
+        kept.append(min(open_edges)[1])
+        inside |= readers_of[scores.graph.edge_name(kept[-1]).split("->")[0]]
+    return {scores.graph.edge_name(index) for index in kept}
+
+
+@settings(max_examples=30)
+@given(data=st.data(), granularity=st.sampled_from(("qkv", "head", "layer", "block")), groups=st.integers(1, 2))
+def test_greedy_grows_back_from_the_logits(data, granularity, groups):
+    graph = Graph(2, 2, granularity, groups)
+    values = data.draw(arrays(np.float64, graph.num_edges, elements=st.integers(-4, 4)))
+    n = data.draw(st.integers(0, graph.num_edges))
+    circuit = EdgeScores(graph, values).greedy(n)
+    assert circuit.num_kept == n
+    assert set(circuit.kept) == grown_by_search(EdgeScores(graph, values), n)
+
+
+def test_greedy_takes_a_weak_edge_that_leads_somewhere_before_a_strong_one_that_does_not():
+    scores = EdgeScores(GRAPH, [9, -8, 7, 1, 0, -3])  # input->a0, input->m0, a0->m0, then input, a0, m0->logits
+    assert scores.top_k(3).kept == ("input->a0", "input->m0", "a0->m0")
+    assert scores.greedy(1).kept == ("m0->logits",)
+    assert scores.greedy(3).kept == ("input->m0", "a0->m0", "m0->logits")
+    assert scores.greedy(4).kept == ("input->a0", "input->m0", "a0->m0", "m0->logits")
+    assert scores.greedy(1, by="signed").kept == ("input->logits",)
+    assert scores.greedy(6).num_kept == 6
+    assert scores.greedy(2).provenance["selection"] == "greedy"
+
+
 def test_a_choice_carries_where_it_comes_from():
     ablation = {"kind": "zero", "sha256": None}
     scores = EdgeScores(GRAPH, range(6), {"method": "eap", "ablation": ablation})
@@ -62,6 +99,8 @@ def test_impossible_choices_are_refused(n):
     scores = EdgeScores(GRAPH, range(6))
     with pytest.raises(InputError, match=r"0 \.\. 6"):
         scores.top_k(n)
+    with pytest.raises(InputError, match=r"greedy\(n\)[\s\S]*0 \.\. 6"):
+        scores.greedy(n)
     with pytest.raises(InputError, match="'magnitude' or 'signed'"):
         scores.top_k(2, by="size")
     with pytest.raises(InputError, match=r"threshold\(t\)"):
@@ -78,6 +117,28 @@ def test_scores_must_be_finite(bad):
 def test_what_is_no_score_per_edge_is_refused(values):
     with pytest.raises(InputError, match=r"EdgeScores\.values"):
         EdgeScores(GRAPH, values)
+
+
+@pytest.mark.parametrize("value", [np.int64(3), np.zeros(2), float("nan"), {"deep": [1, {2}]}, {1: np.ones(1)}, b"x"])
+def test_provenance_that_no_file_can_hold_is_refused_at_once(value):
+    with pytest.raises(InputError, match=r"EdgeScores\.provenance\['images'\][\s\S]*int\(x\)"):
+        EdgeScores(GRAPH, range(6), {"method": "eap", "images": value})
+
+
+def test_provenance_is_what_its_file_will_give_back(tmp_path):
+    steps = [1, 2]
+    scores = EdgeScores(GRAPH, range(6), {"steps": steps, "size": (2, 3), "score": np.float64(0.5)})
+    steps.append(3)
+    assert dict(scores.provenance) == {"steps": [1, 2], "size": [2, 3], "score": 0.5}
+    scores.save(tmp_path / "scores.safetensors")
+    assert EdgeScores.load(tmp_path / "scores.safetensors").provenance == scores.provenance
+
+
+@pytest.mark.parametrize(("t", "kept"), [(float("inf"), 0), (float("-inf"), 6)])
+def test_an_infinite_threshold_keeps_all_or_nothing(tmp_path, t, kept):
+    circuit = EdgeScores(GRAPH, range(6)).threshold(t)
+    assert circuit.num_kept == kept
+    circuit.save(tmp_path / "circuit.json")
 
 
 def test_scores_are_read_only():

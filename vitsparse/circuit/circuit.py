@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, nearest
-from . import liveness
+from . import eap_ig_json, liveness
 from .files import read_json, write_json
 from .frozen import Frozen
 from .graph import Graph
@@ -57,8 +57,8 @@ class Circuit(Frozen):
             keep = keep.astype(bool)
         keep.setflags(write=False)
         object.__setattr__(self, "keep", keep)
-        self._freeze("provenance")
-        self._freeze("ablation")
+        self._freeze_json("provenance")
+        self._freeze_json("ablation")
 
     @classmethod
     def full(cls, graph: Graph) -> Circuit:
@@ -135,10 +135,23 @@ class Circuit(Frozen):
             "kept": list(self.kept), "provenance": dict(self.provenance),
         })
 
+    def save_eap_ig(self, path: str | Path, *, embed_dim: int) -> None:
+        """Write the JSON of the EAP-IG tool, with score 1 for every kept edge and 0 for the others. Atomic.
+
+        A circuit together with the scores it was chosen by: :meth:`EdgeScores.save_eap_ig`, which explains the rest.
+        """
+        eap_ig_json.write(path, self.graph, self.keep, self.keep, embed_dim)
+
     @classmethod
     def load(cls, path: str | Path) -> Circuit:
-        """Read ``circuit.json``; every field is checked, and complaints name the file and the field."""
+        """Read ``circuit.json``, or what is ``in_graph`` in a JSON file of the EAP-IG tool (told apart by content).
+
+        Every field is checked, and complaints name the file and the field.
+        """
         data = read_json(path)
+        if eap_ig_json.is_eap_ig(data):
+            file = eap_ig_json.parse(data, path)
+            return cls(file.graph, file.in_graph, provenance=file.provenance)
         fields = {"format", "version", "graph", "ablation", "kept", "provenance"}
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError("not a circuit file", where=path, expected=f'"format": "{FORMAT}"',

@@ -61,16 +61,32 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 2) -
 
 
 def read_json(path: str | os.PathLike, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file of at most ``max_bytes``; raises :class:`InputError` naming file and position."""
+    """Read a JSON file of at most ``max_bytes``; raises :class:`InputError` naming file and position.
+
+    Stricter than Python's parser: a name given twice in one object, NaN and infinity are refused.
+    """
     path = existing_file(path)
     if path.stat().st_size > max_bytes:
         raise InputError("the file is too large to be what it claims", where=path,
                          expected=f"at most {max_bytes} bytes", found=f"{path.stat().st_size} bytes")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise InputError("the file is not valid JSON", where=path, found=str(error),
                          remedy="restore it from a copy or write it anew") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the name {twice!r} is given twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

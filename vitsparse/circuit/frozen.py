@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
+
+from ..errors import InputError
 
 
 class Frozen:
@@ -15,6 +18,20 @@ class Frozen:
         value = getattr(self, name)
         if value is not None:
             object.__setattr__(self, name, MappingProxyType(dict(value)))
+
+    def _freeze_json(self, name: str) -> None:
+        """The same for a mapping that goes into a file: plain JSON values, and as the file will give them back."""
+        plain: dict[str, Any] = {}
+        for key, value in (getattr(self, name) or {}).items():
+            try:
+                plain |= json.loads(json.dumps({key: value}, allow_nan=False))
+            except (TypeError, ValueError, RecursionError) as error:
+                raise InputError("a value that cannot go into a file", where=f"{type(self).__name__}.{name}[{key!r}]",
+                                 expected="plain JSON values", found=f"{type(value).__name__}: {error}",
+                                 remedy="make it of numbers, strings, lists and dicts, e.g. int(x), x.tolist()"
+                                 ) from error
+        if getattr(self, name) is not None:
+            object.__setattr__(self, name, MappingProxyType(plain))
 
     def __copy__(self):
         return self
