@@ -89,10 +89,10 @@ def test_gates_compute_what_they_are_named_for(gate):
 
 
 def test_no_single_cut_into_an_or_gate_matters_and_every_cut_into_an_and_gate_does():
-    effects = {gate: dict(zip(gate().circuit.kept, single_cuts(gate(), Ablation.zero(gate().model))[gate().circuit.keep],
-                              strict=True)) for gate in (and_gate, or_gate)}
-    assert min(effects[and_gate].values()) > 1
-    assert [name for name, effect in effects[or_gate].items() if effect > 1e-12] == ["m0->logits"]
+    both, either = and_gate(), or_gate()
+    assert single_cuts(both, Ablation.zero(both.model))[both.circuit.keep].min() > 1
+    effects = single_cuts(either, Ablation.zero(either.model))
+    assert np.flatnonzero(effects > 1e-12) == [either.graph.edge_index("m0->logits")]
 
 
 def test_circuits_that_cannot_be_are_refused(monkeypatch):
