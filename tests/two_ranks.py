@@ -33,15 +33,19 @@ class Launcher:
         self._server = subprocess.Popen([sys.executable, "-W", "error", "-m", "tests.two_ranks"], cwd=ROOT, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def __call__(self, function: str, *arguments: Any) -> list[Any]:
-        """What each rank's ``function(*arguments)`` returned; an exception in one of them fails with its traceback."""
+    def __call__(self, function: str, *arguments: Any, may_die: bool = False) -> list[Any]:
+        """What each rank's ``function(*arguments)`` returned; an exception in one of them fails with its traceback.
+
+        A rank that ends without an answer fails too, or gives None where it ``may_die``.
+        """
         self._server.stdin.write(json.dumps([function, arguments]) + "\n")
         self._server.stdin.flush()
         answers = json.loads(self._server.stdout.readline())
         for rank, answer in enumerate(answers):
-            if "error" in answer:
-                raise AssertionError(f"rank {rank} of {function}:\n{answer['error']}")
-        return [answer["value"] for answer in answers]
+            error = answer.get("error") or (None if answer or may_die else "it was killed")
+            if error:
+                raise AssertionError(f"rank {rank} of {function}:\n{error}")
+        return [answer.get("value") for answer in answers]
 
     def close(self) -> None:
         with self._server:
@@ -63,11 +67,11 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports half of torch: once here, not in every rank
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the functions print is for people
-    for line in sys.stdin:
-        function, arguments = json.loads(line)
-        print(json.dumps(in_ranks(function, arguments)), file=answers, flush=True)
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what the functions print is for people
+        for line in sys.stdin:
+            function, arguments = json.loads(line)
+            print(json.dumps(in_ranks(function, arguments)), file=answers, flush=True)
 
 
 def in_ranks(function: str, arguments: list[Any]) -> list[dict[str, Any]]:
@@ -78,7 +82,7 @@ def in_ranks(function: str, arguments: list[Any]) -> list[dict[str, Any]]:
         children = [_fork(function, arguments, rank, file) for rank, file in enumerate(files)]
         for child in children:
             os.waitpid(child, 0)
-        return [json.loads(file.read_text()) if file.exists() else {"error": "it was killed"} for file in files]
+        return [json.loads(file.read_text()) if file.exists() else {} for file in files]
 
 
 def _fork(function: str, arguments: list[Any], rank: int, file: Path) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vitsparse.data import Augmentation, Batches, TrainStream
+from vitsparse.data.ranks import Ranks
 from vitsparse.errors import InputError
 
 ALONE = Augmentation(flip=0.5, crop_scale=(0.3, 1.0), rotation_degrees=15, noise_std=0.05, erase_prob=0.5)
@@ -55,6 +56,14 @@ def test_an_augmented_image_does_not_depend_on_its_batch(pictures):
     assert torch.equal(small, large)
 
 
+@pytest.mark.parametrize("augmentation", [ALONE, FULL], ids=["alone", "mixed"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_parts_of_all_ranks_are_the_batches_of_one_process(pictures, augmentation, world):
+    parts = [stream(pictures, augmentation=augmentation, ranks=Ranks(rank, world)).epoch(1) for rank in range(world)]
+    together = [tuple(map(torch.cat, zip(*batch, strict=True))) for batch in zip(*parts, strict=True)]
+    assert equal(together, list(stream(pictures, augmentation=augmentation).epoch(1)))
+
+
 def test_the_global_generator_is_neither_read_nor_moved(pictures):
     first = next(stream(pictures).epoch(0))
     before = torch.get_rng_state()
@@ -91,7 +100,9 @@ def test_drop_last(pictures):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"batch_size": 0}, "must be positive"), ({"batch_size": 51}, r"does not fill one batch[\s\S]*at most 50"),
-    ({"num_classes": 4}, r"fewer classes[\s\S]*at least 5")])
+    ({"num_classes": 4}, r"fewer classes[\s\S]*at least 5"),
+    ({"ranks": Ranks(0, 9)}, r"every rank[\s\S]*at least 9"),
+    ({"ranks": Ranks(0, 3), "drop_last": False}, r"every rank[\s\S]*found: 2")])
 def test_arguments_that_cannot_work_are_refused(pictures, arguments, message):
     with pytest.raises(InputError, match=message):
         TrainStream(pictures, **{"batch_size": 8, "seed": 0, "num_classes": 5, **arguments})

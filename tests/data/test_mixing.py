@@ -22,10 +22,15 @@ def batch():
     return torch.rand(4, 3, *SIZE), torch.eye(5)[[0, 3, 3, 1]]
 
 
+def mix_whole(images, targets, parameters):
+    """A whole batch, in which the partner of the first image is the last one."""
+    return mix(*(torch.cat([values[-1:], values]) for values in (images, targets)), parameters)
+
+
 def test_mixup_equals_torchvision(batch, v2):
     images, targets = batch
     share = 0.3
-    ours = mix(images, targets, Mix(torch.full((4,), share), torch.zeros(4, 4, dtype=torch.int64)))
+    ours = mix_whole(images, targets, Mix(torch.full((4,), share), torch.zeros(4, 4, dtype=torch.int64)))
     parameters = {"lam": float(torch.tensor(share)), "labels": targets, "batch_size": 4}
     assert torch.equal(ours[0], v2.MixUp(num_classes=5).transform(images, parameters))
     assert torch.equal(ours[1], v2.MixUp(num_classes=5).transform(targets, parameters))
@@ -35,7 +40,8 @@ def test_cutmix_equals_torchvision(batch, v2):
     images, targets = batch
     top, left, height, width = 3, 0, 10, 7
     share = 1 - height * width / (SIZE[0] * SIZE[1])
-    ours = mix(images, targets, Mix(torch.full((4,), share), torch.tensor([[top, left, height, width]]).expand(4, 4)))
+    boxes = torch.tensor([[top, left, height, width]]).expand(4, 4)
+    ours = mix_whole(images, targets, Mix(torch.full((4,), share), boxes))
     parameters = {"box": (left, top, left + width, top + height), "lam_adjusted": float(torch.tensor(share)),
                   "labels": targets, "batch_size": 4}
     assert torch.equal(ours[0], v2.CutMix(num_classes=5).transform(images, parameters))
@@ -45,7 +51,7 @@ def test_cutmix_equals_torchvision(batch, v2):
 def test_every_image_has_parameters_of_its_own(batch):
     images, targets = batch
     boxes = torch.tensor([[0, 0, 0, 0], [2, 3, 4, 5], [0, 0, 0, 0], [0, 0, *SIZE]])
-    mixed, soft = mix(images, targets, Mix(torch.tensor([1.0, 1 - 20 / 192, 0.25, 0.0]), boxes))
+    mixed, soft = mix_whole(images, targets, Mix(torch.tensor([1.0, 1 - 20 / 192, 0.25, 0.0]), boxes))
     assert torch.equal(mixed[0], images[0])
     assert torch.equal(soft[0], targets[0])
     assert torch.equal(mixed[1, :, 2:6, 3:8], images[0, :, 2:6, 3:8])

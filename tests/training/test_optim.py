@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vitsparse.data.ranks import Ranks
 from vitsparse.errors import InputError
 from vitsparse.training import AmpPolicy
 from vitsparse.training.optim import Updater, distillation, objective, parameter_groups, soft_cross_entropy
@@ -77,7 +78,7 @@ def test_frozen_parameters_are_left_out(make_vit):
 
 
 def _updater(model, recipe):
-    return Updater.create(model, recipe, AmpPolicy(), None)
+    return Updater.create(model, recipe, AmpPolicy(), None, Ranks())
 
 
 def test_an_update_is_torchs_adamw(make_vit, make_recipe, stream):
@@ -86,7 +87,7 @@ def test_an_update_is_torchs_adamw(make_vit, make_recipe, stream):
     updater = _updater(ours, recipe)
     optimizer = torch.optim.AdamW(parameter_groups(theirs, 0.1), lr=2e-3, betas=recipe.betas, eps=recipe.eps)
     for images, targets in stream.epoch(0):
-        loss, norm, right = updater.backward(images, targets)
+        loss, right, count, norm = updater.backward(images, targets)
         updater.update(2e-3, norm)
         optimizer.zero_grad()
         logits = theirs(images)
@@ -97,6 +98,7 @@ def test_an_update_is_torchs_adamw(make_vit, make_recipe, stream):
         torch.testing.assert_close(loss, expected.detach())
         torch.testing.assert_close(norm, expected_norm)
         assert right == (logits.argmax(-1) == targets.argmax(-1)).sum()
+        assert count == len(images)
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
 
@@ -105,7 +107,7 @@ def test_an_update_is_torchs_adamw(make_vit, make_recipe, stream):
 def test_clipping_bounds_the_norm_and_zero_switches_it_off(make_vit, make_recipe, stream, clip):
     model = make_vit()
     updater = _updater(model, make_recipe(clip_grad=clip))
-    _, norm, _ = updater.backward(*next(stream.epoch(0)))
+    *_, norm = updater.backward(*next(stream.epoch(0)))
     updater.update(1e-3, norm)
     after = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
     assert norm > 0.1

@@ -55,10 +55,14 @@ class Augmentation:
             raise InputError("an augmentation is out of range", where=name, expected=expected,
                              found=getattr(self, name))
 
-    def draw_mix(self, uniform: T.Uniform, size: tuple[int, int]) -> Mix | None:
-        """Parameters of CutMix and MixUp for the batch, or None where both are off."""
-        alphas = (self.cutmix_alpha, self.mixup_alpha)
-        return draw_mix(uniform, alphas, self.mix_prob, self.cutmix_share, size) if any(alphas) else None
+    @property
+    def mixes(self) -> bool:
+        """Whether CutMix or MixUp is on."""
+        return bool(self.cutmix_alpha or self.mixup_alpha)
+
+    def draw_mix(self, uniform: T.Uniform, size: tuple[int, int]) -> Mix:
+        """Parameters of CutMix and MixUp for the batch."""
+        return draw_mix(uniform, (self.cutmix_alpha, self.mixup_alpha), self.mix_prob, self.cutmix_share, size)
 
 
 def augment(images: Tensor, augmentation: Augmentation, uniform: T.Uniform, normal: T.Uniform,

@@ -15,6 +15,7 @@ from . import draws
 from .augment import Augmentation, augment, one_hot
 from .image_set import ImageSet
 from .mixing import mix
+from .ranks import Ranks
 from .transforms import normalize, to_float
 
 
@@ -57,6 +58,7 @@ class TrainStream:
 
     Batch ``step`` of epoch ``epoch`` is a pure function of the seed, these two numbers and the images: a run that is
     killed and resumed sees exactly the batches it would have seen. All draws come from :mod:`vitsparse.data.draws`.
+    With several ``ranks`` each yields its part of every batch, the same images as one process would have there.
     """
 
     image_set: ImageSet
@@ -66,6 +68,7 @@ class TrainStream:
     augmentation: Augmentation = field(kw_only=True, default_factory=Augmentation)
     device: str | torch.device = field(kw_only=True, default="cpu")
     drop_last: bool = field(kw_only=True, default=True)
+    ranks: Ranks = field(kw_only=True, default=Ranks())
 
     def __post_init__(self):
         _require_positive("batch_size", self.batch_size)
@@ -76,6 +79,10 @@ class TrainStream:
             raise InputError("the data set does not fill one batch", where="batch_size",
                              expected=f"at most {len(self.image_set)}", found=self.batch_size,
                              remedy="take a smaller batch or drop_last=False")
+        smallest = self.batch_size if self.drop_last else len(self.image_set) % self.batch_size or self.batch_size
+        if smallest < self.ranks.world:
+            raise InputError("a batch does not have an image for every rank", where="batch_size",
+                             expected=f"at least {self.ranks.world} images in a batch", found=smallest)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -83,20 +90,25 @@ class TrainStream:
         return full + (rest > 0 and not self.drop_last)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch from ``start_step`` on."""
+        """The batches of one epoch (this rank's part of each) from ``start_step`` on."""
         order = draws.permutation(self.seed, epoch, len(self.image_set))
         for step in range(start_step, self.steps_per_epoch):
             yield self._batch(epoch, order[step * self.batch_size:(step + 1) * self.batch_size])
 
-    def _batch(self, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-        data = self.image_set
+    def _batch(self, epoch: int, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """This rank's part of the ``batch`` of data set indices int64 [B]."""
+        data, part, mixes = self.image_set, self.ranks.part(len(batch)), self.augmentation.mixes
+        # An image is mixed with the one before it in the whole batch, so a part needs one image more; -1 is the last.
+        indices = batch[torch.arange(part.start - mixes, part.stop)]
         pixels, labels = _gather(data, indices.numpy(), self.device)
         uniform = functools.partial(draws.uniform, self.seed, epoch, indices)
         normal = functools.partial(draws.normal, self.seed, epoch, indices.to(pixels.device))
         images = augment(pixels, self.augmentation, uniform, normal, (data.mean, data.std))
         targets = one_hot(labels, self.num_classes)
-        parameters = self.augmentation.draw_mix(uniform, tuple(images.shape[-2:]))
-        return (images, targets) if parameters is None else mix(images, targets, parameters)
+        if not mixes:
+            return images, targets
+        own = functools.partial(draws.uniform, self.seed, epoch, indices[1:])
+        return mix(images, targets, self.augmentation.draw_mix(own, tuple(images.shape[-2:])))
 
 
 def _gather(data: ImageSet, rows: np.ndarray, device: str | torch.device) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """CutMix and MixUp: each image is blended with the one before it in the batch, and so are their targets.
 
-CutMix: Yun et al. 2019 (arXiv 1905.04899); MixUp: Zhang et al. 2018 (arXiv 1710.09412). The partner is the batch rolled
-by one place, as in torchvision: the order of the batch is random already. Which of the two, its lambda and its box
-are drawn per image.
+CutMix: Yun et al. 2019 (arXiv 1905.04899); MixUp: Zhang et al. 2018 (arXiv 1710.09412). The partners are the batch
+rolled by one place, as in torchvision: its order is random already. Which of the two, its lambda and its box are drawn
+per image.
 """
 
 from __future__ import annotations
@@ -50,12 +50,15 @@ def draw_mix(uniform: Uniform, alphas: tuple[float, float], probability: float, 
 
 
 def mix(images: Tensor, targets: Tensor, parameters: Mix) -> tuple[Tensor, Tensor]:
-    """Blend ``images`` [B, C, H, W] and soft ``targets`` [B, K] with those of the batch rolled by one."""
+    """Blend each of ``images`` [1 + B, C, H, W] and soft ``targets`` [1 + B, K] with the one before it; [B, ...] left.
+
+    The first is only a partner: for a whole batch its last image, for a part of one the image before that part.
+    """
     share, boxes = (tensor.to(images.device) for tensor in (parameters.share, parameters.boxes))
     has_box = (boxes[:, 2] * boxes[:, 3] > 0)[:, None, None, None]
     own = torch.where(has_box, (~box_mask(boxes, images.shape[-2:])).to(images.dtype), share[:, None, None, None])
-    mixed = images.roll(1, 0).mul_(1 - own).add_(images * own)
-    return mixed, targets.roll(1, 0) * (1 - share[:, None]) + targets * share[:, None]
+    mixed = (images[:-1] * (1 - own)).add_(images[1:] * own)
+    return mixed, targets[:-1] * (1 - share[:, None]) + targets[1:] * share[:, None]
 
 
 def beta(uniform: Uniform, purpose: str, alpha: float) -> Tensor:

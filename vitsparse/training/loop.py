@@ -3,10 +3,15 @@
 Exact resume rests on three rules. The stream is a pure function of (epoch, step). Torch's generator is seeded from
 (seed, epoch, step) before every step, so dropout does not depend on what was drawn before. Everything else that a step
 reads is in the checkpoint. So on CPU a run that was killed at any moment ends, once resumed, with the same bits.
+
+Under torchrun every rank runs this loop on its part of each batch. Only :mod:`.optim` adds up over the ranks; what it
+returns is the same on all of them, and so is everything here. The first one alone writes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -19,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.ranks import Ranks, ranks
 from ..errors import InputError
 from ..evaluation.ablation import fingerprint
 from ..evaluation.batches import check_batches
@@ -64,6 +70,11 @@ def fit(model: nn.Module, stream: Stream, recipe: Recipe, *, out: str | Path, va
     an earlier run left there is removed. Raises :class:`InputError` naming the first differing field when the
     checkpoint is of another model, recipe, stream or teacher; when the loss or, without a loss scaler, a gradient is no
     longer finite; when a checkpoint cannot be written.
+
+    Under torchrun the update is that of all ranks' batches together: give each a stream with its part of every batch
+    (``TrainStream(..., ranks=ranks())``), and the losses are those of one process with the whole, up to rounding, if
+    the model has no dropout. A run may be resumed with another number of ranks. Ranks that would not train the same
+    thing are refused.
     """
     if (teacher is not None) != (recipe.distill_weight > 0):
         raise InputError("distillation needs a teacher and a weight above 0", where="distill_weight",
@@ -77,14 +88,15 @@ def fit(model: nn.Module, stream: Stream, recipe: Recipe, *, out: str | Path, va
     with (torch.random.fork_rng([device] if device.type == "cuda" else []),
           nullcontext() if teacher is None else eval_mode(teacher)):
         try:
-            return _Run(model, stream, recipe, Path(out), val_batches, teacher).run(resume)
+            return _Run(model, stream, recipe, Path(out), val_batches, teacher, ranks()).run(resume)
         finally:
             model.train(training)
 
 
-def step_seed(seed: int, epoch: int, step: int) -> int:
-    """The seed of torch's generator for one step: a hash of the three numbers."""
-    return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0])
+def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
+    """The seed of torch's generator for one step: a hash of the numbers. Ranks drop out independently."""
+    numbers = [seed, epoch, step] + [rank] * (rank > 0)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _describe_stream(stream: Stream) -> dict[str, object]:
@@ -115,17 +127,18 @@ class _Run:
     out: Path
     val_batches: Batches | None
     teacher: nn.Module | None
+    ranks: Ranks
     epoch: int = 0
     step: int = 0
     sums: _Sums = field(default_factory=_Sums)
-    # (step, images, [3] tensor of loss, gradient norm, right answers) of steps not yet fetched from the device
-    pending: list[tuple[int, int, Tensor]] = field(default_factory=list)
+    # (step, what Updater.backward returned) of steps not yet fetched from the device
+    pending: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.device = device_of(self.model)
         capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
         policy = amp_policy(self.recipe.amp, self.device.type, capability)
-        self.updater = Updater.create(self.model, self.recipe, policy, self.teacher)
+        self.updater = Updater.create(self.model, self.recipe, policy, self.teacher, self.ranks)
         self.per_epoch = self.stream.steps_per_epoch
         self.identity = {
             "recipe": {k: v for k, v in self.recipe.to_dict().items() if k not in CADENCE_FIELDS},
@@ -139,16 +152,19 @@ class _Run:
 
     def run(self, resume: bool) -> History:
         checkpoint = load_checkpoint(self.out / "checkpoint") if resume else None
-        if checkpoint is None:
-            clear_checkpoints(self.out / "checkpoint")
-            self.recorder = Recorder(self.out, History())
-        else:
+        if checkpoint is not None:
             self._restore(checkpoint)
+        self._check_ranks()
+        if checkpoint is None and self.ranks.is_first:
+            clear_checkpoints(self.out / "checkpoint")
+        history = History() if checkpoint is None else History.from_dict(checkpoint.state["history"])
+        self.recorder = Recorder(self.out if self.ranks.is_first else None, history)
         self.saved_step, self.saved_at = self.total_step, time.monotonic()
         self.bar = self._progress_bar()
         with self.bar:
             while self.epoch < self.recipe.epochs:
                 self._train_epoch()
+        self.ranks.barrier()
         return self.recorder.history
 
     def _train_epoch(self) -> None:
@@ -170,31 +186,31 @@ class _Run:
 
     def _train_step(self, images: Tensor, targets: Tensor) -> None:
         number = self.total_step
-        torch.manual_seed(step_seed(self.recipe.seed, self.epoch, self.step))
+        torch.manual_seed(step_seed(self.recipe.seed, self.epoch, self.step, self.ranks.rank))
         facts = self.updater.backward(images, targets)
         if self.recipe.record_every and number % self.recipe.record_every == 0:
             self.recorder.add_gradients(gradient_flow(self.model, number))
-        self.updater.update(learning_rate(self.recipe, number, self.per_epoch), facts[1])
-        self.pending.append((number, len(images), facts))
-        self.bar.update(len(images))
+        self.updater.update(learning_rate(self.recipe, number, self.per_epoch), facts[-1])
+        self.pending.append((number, facts))
+        self.bar.update(self.recipe.batch_size)
 
     def _finish_epoch(self) -> None:
         self._fetch()
         sums, lr = self.sums, learning_rate(self.recipe, self.total_step - 1, self.per_epoch)
+        seconds = self.ranks.gather([sums.seconds])[0][0]  # every rank's row is the first one's
         val = evaluate(self.model, self.val_batches) if self.val_batches is not None else None
         if val is not None and not math.isfinite(val.loss):
             raise self._not_finite("validation loss", self.total_step - 1, val.loss)
         self.recorder.add_epoch(EpochRow(
             self.epoch, self.total_step, lr, sums.loss / sums.images, sums.right / sums.images,
-            val.loss if val else None, val.accuracy if val else None, sums.seconds,
-            sums.images / sums.seconds, sums.skipped))
+            val.loss if val else None, val.accuracy if val else None, seconds, sums.images / seconds, sums.skipped))
         self.epoch, self.step, self.sums = self.epoch + 1, 0, _Sums()
 
     def _fetch(self) -> None:
         """Bring the pending losses to the host, check them, add them up and show the last one."""
         if self.pending:
-            values = torch.stack([facts for _, _, facts in self.pending]).tolist()
-            for (number, count, _), (loss, norm, right) in zip(self.pending, values, strict=True):
+            values = torch.stack([facts for _, facts in self.pending]).tolist()
+            for (number, _), (loss, right, count, norm) in zip(self.pending, values, strict=True):
                 if not math.isfinite(loss):
                     raise self._not_finite("training loss", number, loss)
                 if not math.isfinite(norm):
@@ -203,7 +219,7 @@ class _Run:
                     self.sums.skipped += 1
                 self.sums.loss += loss * count
                 self.sums.right += round(right)
-                self.sums.images += count
+                self.sums.images += round(count)
             lr = self.updater.optimizer.param_groups[0]["lr"]
             self.bar.set_postfix(epoch=self.epoch, loss=f"{loss:.3f}", lr=f"{lr:.1e}", refresh=False)
             self.pending.clear()
@@ -213,6 +229,8 @@ class _Run:
 
     def _checkpoint_due(self) -> bool:
         recipe, done, at_end = self.recipe, self.total_step, self.step == 0
+        if not self.ranks.is_first:
+            return False
         return (done == recipe.epochs * self.per_epoch
                 or bool(at_end and recipe.checkpoint_every_epochs and self.epoch % recipe.checkpoint_every_epochs == 0)
                 or bool(recipe.checkpoint_every_s and time.monotonic() - self.saved_at >= recipe.checkpoint_every_s)
@@ -245,7 +263,16 @@ class _Run:
         if state["scaler"] and self.updater.policy.scale_loss:
             self.updater.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.sums = state["epoch"], state["step"], _Sums(**state["sums"])
-        self.recorder = Recorder(self.out, History.from_dict(state["history"]))
+
+    def _check_ranks(self) -> None:
+        """Refuse ranks that differ in weights, settings or place: their sums would be of nothing."""
+        if self.ranks.world == 1:
+            return
+        state = json.dumps([self.identity, fingerprint(self.model), self.total_step], sort_keys=True)
+        digest = int(hashlib.sha256(state.encode()).hexdigest()[:12], 16)  # 48 bits: a float holds them
+        if len({tuple(found) for found in self.ranks.gather([digest])}) > 1:
+            raise InputError("the ranks do not train the same thing", where="torchrun", found="different weights, "
+                             "settings or checkpoints", remedy="start all with the same command, seed and folder")
 
     def _not_finite(self, what: str, number: int, value: float) -> InputError:
         last = latest_checkpoint(self.out / "checkpoint")
@@ -258,4 +285,4 @@ class _Run:
         batch = self.recipe.batch_size
         # disable=None: quiet when the output is not a terminal
         return tqdm(total=self.recipe.epochs * self.per_epoch * batch, initial=self.total_step * batch, unit="img",
-                    unit_scale=True, desc="train", disable=None)
+                    unit_scale=True, desc="train", disable=None if self.ranks.is_first else True)

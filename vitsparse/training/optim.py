@@ -1,4 +1,4 @@
-"""One update of the weights: the objective, AdamW and its groups, clipping, mixed precision."""
+"""One update of the weights: the objective, AdamW and its groups, clipping, mixed precision, sums over ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..data.ranks import Ranks
 from ..errors import InputError
 from .recipe import AmpPolicy, Recipe
 
@@ -56,7 +57,8 @@ def objective(recipe: Recipe, logits: Tensor, targets: Tensor, teacher_logits: T
 class Updater:
     """The two halves of a training step. They are apart so that gradients can be looked at between them.
 
-    It holds what changes the weights and nothing about epochs, files or progress.
+    It holds what changes the weights and nothing about epochs, files or progress. Several ``ranks`` with a part of the
+    batch each make the update that one process makes with the whole of it.
     """
 
     model: nn.Module
@@ -65,17 +67,21 @@ class Updater:
     teacher: nn.Module | None
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
+    ranks: Ranks
 
     @classmethod
-    def create(cls, model: nn.Module, recipe: Recipe, policy: AmpPolicy, teacher: nn.Module | None) -> Updater:
+    def create(cls, model: nn.Module, recipe: Recipe, policy: AmpPolicy, teacher: nn.Module | None,
+               ranks: Ranks) -> Updater:
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas,
                                       eps=recipe.eps)
-        return cls(model, recipe, policy, teacher, optimizer, torch.amp.GradScaler("cuda", enabled=policy.scale_loss))
+        scaler = torch.amp.GradScaler("cuda", enabled=policy.scale_loss)
+        return cls(model, recipe, policy, teacher, optimizer, scaler, ranks)
 
     def backward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Fill the gradients of one batch; returns (loss, gradient norm, right answers) as a [3] tensor on the device.
+        """Fill the gradients of one batch; returns (loss, right answers, images, gradient norm) as one tensor [4].
 
-        ``images`` [B, C, H, W], ``targets`` [B, K]. An answer is right when its class is the target's largest.
+        ``images`` [B, C, H, W] and ``targets`` [B, K] are this rank's, what is returned is of the whole batch and on
+        the device. An answer is right when its class is the target's largest.
         """
         with torch.autocast(images.device.type, self.policy.dtype, enabled=self.policy.dtype is not None):
             logits = self.model(images)
@@ -85,10 +91,14 @@ class Updater:
             loss = objective(self.recipe, logits, targets, self._teacher_logits(images))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         right = (logits.argmax(-1) == targets.argmax(-1)).sum()
-        return torch.stack([value.detach().to(loss.dtype) for value in (loss, norm, right)])
+        facts = torch.stack([loss.detach(), right.to(loss.dtype), torch.full_like(loss, len(images))])
+        if self.ranks.world > 1:
+            self._over_all_ranks(gradients, facts)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return torch.cat([facts, norm.to(facts.dtype)[None]])
 
     def update(self, lr: float, norm: Tensor) -> None:
         """Clip the gradients of total norm ``norm`` and step; a step whose fp16 gradients overflowed is skipped."""
@@ -98,6 +108,19 @@ class Updater:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.clip_grad, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    @torch.no_grad()
+    def _over_all_ranks(self, gradients: list[Tensor], facts: Tensor) -> None:
+        """Make ``gradients`` and ``facts`` (mean loss, right answers, images) of this rank's part those of the batch.
+
+        In place, and in one message. Means are weighted by images: the parts may differ in size.
+        """
+        means = [*gradients, facts[:1]]
+        flat = torch.cat([*(mean.reshape(-1) * facts[2] for mean in means), facts[1:]])
+        *sums, counts = self.ranks.sum(flat).split([*map(torch.numel, means), 2])
+        facts[1:] = counts
+        for mean, total in zip(means, sums, strict=True):
+            mean.copy_(total.view_as(mean) / facts[2])
 
     @torch.no_grad()
     def _teacher_logits(self, images: Tensor) -> Tensor | None:

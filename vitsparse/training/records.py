@@ -78,11 +78,13 @@ class Recorder:
     """Collects rows and appends each to its CSV file at once, so that a killed run has lost none.
 
     Starting it writes both files anew from ``history``: rows that a killed run wrote after its last checkpoint go away,
-    because resuming computes them again.
+    because resuming computes them again. Without a folder it only collects.
     """
 
-    def __init__(self, out: Path, history: History):
+    def __init__(self, out: Path | None, history: History):
         self.epochs, self.gradients, self._out = list(history.epochs), list(history.gradients), out
+        if out is None:
+            return
         for name, kind, rows in ((METRICS_CSV, EpochRow, self.epochs), (GRADIENT_CSV, GradientRow, self.gradients)):
             header = [field.name for field in dataclasses.fields(kind)]
             with _named_failure(out / name):
@@ -101,6 +103,8 @@ class Recorder:
         self._append(GRADIENT_CSV, rows)
 
     def _append(self, name: str, rows: Sequence[EpochRow | GradientRow]) -> None:
+        if self._out is None:
+            return
         path = self._out / name
         with _named_failure(path), open(path, "a", encoding="utf-8", newline="") as file:
             file.write(_csv_text(map(dataclasses.astuple, rows)))
