@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from tests.strategies import SEEDS, configs, graphs_of, make_ablation, make_batches, make_model
 from vitsparse.circuit import Graph
 from vitsparse.circuit.files import read_tensors, write_tensors
+from vitsparse.data.corruption import CORRUPTIONS, MeanImage, corruption_named
 from vitsparse.errors import InputError, MissingFile
 from vitsparse.evaluation.ablation import Ablation, fingerprint
 from vitsparse.model.config import ViTConfig
+from vitsparse.model.edgewise import edgewise_forward
 
 CONFIG = ViTConfig(img_size=6, patch_size=2, in_chans=1, num_classes=5, embed_dim=15, depth=2, num_heads=3,
                    pos_drop_rate=0.5)
@@ -90,6 +92,30 @@ def test_counterfactual_is_code_and_not_values(tmp_path):
     with pytest.raises(InputError, match="cannot be saved"):
         ablation.save(tmp_path / "ablation.safetensors")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_an_edge_cut_by_a_corruption_carries_the_corrupted_image(name):
+    """With all edges cut, the logits are those of the corrupted images; with none, those of the images."""
+    model, (images, labels) = make_model(CONFIG), *make_batches(CONFIG, (5,))
+    graph, corrupt = Graph.of(model), corruption_named(name, patch_size=2, batches=make_batches(CONFIG, seed=9))
+    ablation = Ablation.counterfactual(model, corrupt)
+    with torch.no_grad():
+        for keep, expected in ((0.0, model(corrupt(images, labels))), (1.0, model(images))):
+            keeps = torch.full((graph.num_edges,), keep)
+            logits = edgewise_forward(model, images, keeps, graph=graph, ablation=ablation, labels=labels)
+            assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("corrupt", "found"), [
+    (lambda images, labels: images[:, :, :4], r"\[2, 1, 4, 6\]"), (lambda images, labels: None, "NoneType"),
+    (lambda images, labels: images[:1], r"\[1, 1, 6, 6\]"), (MeanImage(torch.zeros(1, 8, 8)), r"\[2, 1, 8, 8\]"),
+])
+def test_a_corruption_must_give_an_image_for_each_image(corrupt, found):
+    model, (images, labels) = make_model(CONFIG), *make_batches(CONFIG, (2,))
+    graph, ablation = Graph.of(model), Ablation.counterfactual(model, corrupt)
+    with pytest.raises(InputError, match=rf"an image for each[\s\S]*tensor \[2, 1, 6, 6\]\n  found: {found}"):
+        edgewise_forward(model, images, [1.0] * graph.num_edges, graph=graph, ablation=ablation, labels=labels)
 
 
 @pytest.mark.parametrize(("batches", "message"), [
