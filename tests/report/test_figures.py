@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -12,7 +13,16 @@ from PIL import Image
 
 from vitsparse.circuit import Circuit, Graph
 from vitsparse.errors import InputError
-from vitsparse.report import draw_circuit, draw_curves, draw_gradient_flow, save_figure, style
+from vitsparse.evaluation.faithfulness import Curve
+from vitsparse.report import (
+    draw_circuit,
+    draw_curves,
+    draw_faithfulness,
+    draw_gradient_flow,
+    draw_latency_curve,
+    save_figure,
+    style,
+)
 from vitsparse.training import EpochRow, GradientRow
 
 
@@ -109,6 +119,41 @@ def test_more_edges_are_fainter_and_thinner():
     few, many = (collection(draw_circuit(Circuit.full(graph)), "kept")[0] for graph in (Graph(2, 2), Graph(12, 8)))
     assert many.get_alpha() < few.get_alpha()
     assert many.get_linewidth()[0] < few.get_linewidth()[0]
+
+
+def faithfulness(values: tuple[float, float, float]) -> Curve:
+    """A curve over fractions 0.01, 0.1 and 1 with these f."""
+    return Curve("kl", (0.01, 0.1, 1.0), (1, 10, 100), tuple(1 - f for f in values), empty=1.0, full=0.0)
+
+
+def test_faithfulness_is_drawn_best_first_with_baselines_in_grey_and_a_floor():
+    curves = {"random": faithfulness((0, -9.0, 1)), "eap": faithfulness((0.2, 0.5, 1)),
+              "exact": faithfulness((0.3, 0.9, 1))}
+    axes = draw_faithfulness(curves).axes[0]
+    labels = [text.get_text().split() for text in axes.get_legend().get_texts()]
+    assert labels == [[name, f"{curves[name].cpr:.3f}"] for name in ("exact", "eap", "random")]
+    lines = {line.get_label().split()[0]: line for line in axes.lines}
+    assert lines["eap"].get_xdata().tolist() == [1, 10, 100]
+    assert lines["eap"].get_ydata().tolist() == pytest.approx([0.2, 0.5, 1])
+    assert lines["random"].get_color() == style.MUTED != lines["eap"].get_color()
+    assert axes.get_ylim()[0] == pytest.approx(-0.55)
+    assert axes.get_xscale() == "log"
+
+
+def test_no_two_of_many_methods_look_alike():
+    axes = draw_faithfulness({f"method{i}": faithfulness((0, i / 12, 1)) for i in range(12)}).axes[0]
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.lines}
+    assert len(looks) == 13  # and the line at zero
+
+
+def test_latency_curves_have_all_points_in_the_order_of_latency():
+    points = {"budgeted": [SimpleNamespace(latency=x, kl=1 - x, accuracy=x / 2) for x in (1.0, 0.25, 0.5)],
+              "acdc": [SimpleNamespace(latency=0.75, kl=2.0, accuracy=0.1)]}
+    accuracy, divergence = draw_latency_curve(points).axes
+    assert [line.get_xdata().tolist() for line in accuracy.lines] == [[25, 50, 100], [75]]
+    assert accuracy.lines[0].get_ydata().tolist() == [12.5, 25, 50]
+    assert divergence.lines[0].get_ydata().tolist() == [0.75, 0.5, 0]
+    assert [text.get_text() for text in divergence.get_legend().get_texts()] == ["budgeted", "acdc"]
 
 
 def test_files_are_whole_equal_when_drawn_again_and_of_the_full_graph(tmp_path):
