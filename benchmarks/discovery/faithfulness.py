@@ -1,0 +1,162 @@
+"""How faithful are the circuits of each method on a trained model? CPR, CMD, curves and a figure:
+
+    python -m benchmarks.discovery.faithfulness MODEL --data tiny_imagenet --root FOLDER --out results/faithfulness
+
+Circuits are found on the first images of the training split and judged on the first of the validation split, by the
+metric of the table. Scores are kept under ``--out``/scores together with what they were made from, so that a slow
+method (``exact``, ``acdc``) runs once, and later runs add methods to the table; scores of another search are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitsparse import Ablation, Circuit, EdgeScores, Graph, ViT, data
+from vitsparse.circuit.files import read_json, write_json, write_text
+from vitsparse.data import Batches
+from vitsparse.discovery import METHODS
+from vitsparse.discovery.identity import check_same_search, data_digest, identity
+from vitsparse.evaluation.faithfulness import Curve, faithfulness_curve
+from vitsparse.evaluation.latency import machine_facts
+from vitsparse.model.weights import load_pretrained
+from vitsparse.report import draw_faithfulness, save_figure
+
+THRESHOLDS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Of ACDC, in nats of KL."""
+SEARCH_METRIC = {"eap": "ce", "relp": "ce"}
+"""The others search with the metric of the table; these two differentiate at the dense model, where KL is flat."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, what to search with and what to judge with."""
+
+    model: ViT
+    graph: Graph
+    ablation: Ablation
+    metric: str
+    search: Batches
+    judge: Batches
+
+
+def curve_of(task: Task, name: str, folder: Path, select: str) -> tuple[Curve, float]:
+    """The curve of the method ``name``, searched anew or read from ``folder``, and the seconds its search took."""
+    scores, seconds = stored_scores(task, name, folder)
+    curve = faithfulness_curve(task.model, task.judge, scores, ablation=task.ablation, metric=task.metric,
+                               select=getattr(EdgeScores, select))
+    return curve, seconds
+
+
+def stored_scores(task: Task, name: str, folder: Path) -> tuple[EdgeScores, float]:
+    """Scores from ``folder``, if the same search left them there, else from the search itself."""
+    settings = {"thresholds": list(THRESHOLDS)} if name == "acdc" else {}
+    search = identity(name, task.model, task.graph, task.ablation, SEARCH_METRIC.get(name, task.metric),
+                      data=data_digest(task.search), **settings)
+    path, facts = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if facts.exists():
+        stored = read_json(facts)
+        check_same_search(stored["search"], search, facts)
+        return EdgeScores.load(path), stored["seconds"]
+    start = time.perf_counter()
+    scores = acdc_scores(task, folder) if name == "acdc" else search_scores(task, name)
+    seconds = time.perf_counter() - start
+    scores.save(path)
+    write_json(facts, {"search": search, "seconds": seconds})
+    return scores, seconds
+
+
+def search_scores(task: Task, name: str) -> EdgeScores:
+    """What the method finds; a circuit ranks its edges before all others."""
+    found = METHODS[name](task.model, task.search, graph=task.graph, ablation=task.ablation,
+                          metric=SEARCH_METRIC.get(name, task.metric))
+    return EdgeScores(task.graph, found.keep, found.provenance) if isinstance(found, Circuit) else found
+
+
+def acdc_scores(task: Task, folder: Path) -> EdgeScores:
+    """An edge scores the lowest threshold at which it is cut; one that is never cut scores twice the highest."""
+    values = np.full(task.graph.num_edges, 2 * THRESHOLDS[-1])
+    for threshold in reversed(THRESHOLDS):
+        circuit = METHODS["acdc"](task.model, task.search, graph=task.graph, ablation=task.ablation,
+                                  metric=task.metric, threshold=threshold, journal=folder / f"acdc-{threshold}.jsonl")
+        values[~circuit.keep] = threshold
+    return EdgeScores(task.graph, values, {"method": "acdc", "thresholds": list(THRESHOLDS)})
+
+
+def rows_of(curves: dict[str, tuple[Curve, float]], images: int) -> list[dict[str, Any]]:
+    """One row per method, best area first."""
+    rows = [{"method": name, "cpr": round(curve.cpr, 4), "cmd": round(curve.cmd, 4),
+             "f_at_5%": round(at(curve, curve.faithfulness, 0.05), 4),
+             "f_at_20%": round(at(curve, curve.faithfulness, 0.2), 4),
+             "accuracy_at_20%": round(at(curve, curve.accuracy, 0.2), 4), "seconds": round(seconds, 2),
+             "images": images}
+            for name, (curve, seconds) in curves.items()]
+    return sorted(rows, key=lambda row: -row["cpr"])
+
+
+def at(curve: Curve, values: tuple[float, ...], fraction: float) -> float:
+    """The entry of ``values`` at that fraction of the edges."""
+    return values[curve.fractions.index(fraction)]
+
+
+def markdown(rows: list[dict[str, Any]], about: str) -> str:
+    """The rows as a table, with the setting and the machine below."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---|" + "--:|" * (len(rows[0]) - 1)]
+    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
+    return "\n".join([*lines, "", about]) + "\n"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder or safetensors file of a dense ViT")
+    parser.add_argument("--data", default="tiny_imagenet", choices=data.DATA_SETS)
+    parser.add_argument("--root", type=Path, help="folder of the data set")
+    parser.add_argument("--images", type=int, default=128, help="to search with, of the training split")
+    parser.add_argument("--judges", type=int, default=512, help="to judge with, of the validation split")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--granularity", default="head")
+    parser.add_argument("--ablation", default="mean", choices=("zero", "mean"))
+    parser.add_argument("--metric", default="kl")
+    parser.add_argument("--select", default="top_k", choices=("top_k", "greedy"))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("results/faithfulness"))
+    return parser.parse_args()
+
+
+def task_of(a: argparse.Namespace) -> Task:
+    """The model and the images that the arguments name."""
+    model = load_pretrained(a.model, device=a.device)
+    search, judge = (Batches(data.load(a.data, split, root=a.root, num_classes=model.num_classes), a.batch,
+                             device=a.device, limit=limit) for split, limit in (("train", a.images), ("val", a.judges)))
+    graph = Graph.of(model, granularity=a.granularity)
+    ablation = Ablation.zero(model) if a.ablation == "zero" else Ablation.mean(model, search)
+    return Task(model, graph, ablation, a.metric, search, judge)
+
+
+def main() -> None:
+    """Write faithfulness.json, .md, .png and .svg, and print the table."""
+    a = arguments()
+    task, curves = task_of(a), {}
+    (a.out / "scores").mkdir(parents=True, exist_ok=True)
+    for name in a.methods:
+        curves[name] = curve_of(task, name, a.out / "scores", a.select)
+        print(f"{name}: CPR {curves[name][0].cpr:.4f}, {curves[name][1]:.1f} s", flush=True)
+    rows, facts = rows_of(curves, a.images), machine_facts()
+    setting = (f"{task.graph}, {task.graph.num_edges} edges, {a.ablation} ablation, {a.metric}, {a.select}; judged on "
+               f"{a.judges} validation images. {facts['gpu'] or facts['cpu']}, torch {facts['torch']}.")
+    write_json(a.out / "faithfulness.json", {
+        "rows": rows, "curves": {name: curve.as_dict() for name, (curve, _) in curves.items()}, "setting": setting,
+        "machine": facts})
+    write_text(a.out / "faithfulness.md", markdown(rows, setting))
+    save_figure(draw_faithfulness({name: curve for name, (curve, _) in curves.items()}), a.out / "faithfulness")
+    print(markdown(rows, setting))
+
+
+if __name__ == "__main__":
+    main()
