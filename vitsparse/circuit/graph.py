@@ -6,6 +6,9 @@ the MLP input of each layer, and last ``logits``. Because a reader sees exactly 
 always a *prefix* of the sender list: an edge is (reader, position in that prefix), and the canonical order follows.
 
 Names are those of the EAP-IG tool: ``sender->reader``, with ``<q>``, ``<k>``, ``<v>`` for a split head.
+
+Granularity ``"operator"`` is another kind of graph (:mod:`.operator`): its edges join the operators inside the
+sub-blocks, and its ``senders`` are the sub-blocks, which cuts leave live, constant or dead.
 """
 
 from __future__ import annotations
@@ -14,9 +17,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError, nearest
+from . import operator
+from .operator import OPERATOR
 
 GRANULARITIES = ("qkv", "head", "layer", "block")
+"""Those whose nodes read sums of the residual stream; :data:`OPERATOR` is the other one."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,13 @@ class Graph:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"a graph needs a positive integer for {field}", where=f"Graph.{field}",
                                  expected="an integer >= 1", found=repr(value))
-        if self.granularity not in GRANULARITIES:
-            raise InputError("unknown granularity", where="Graph.granularity", expected=f"one of {GRANULARITIES}",
-                             found=repr(self.granularity), remedy=nearest(str(self.granularity), GRANULARITIES))
+        known = (*GRANULARITIES, OPERATOR)
+        if self.granularity not in known:
+            raise InputError("unknown granularity", where="Graph.granularity", expected=f"one of {known}",
+                             found=repr(self.granularity), remedy=nearest(str(self.granularity), known))
+        if self.granularity == OPERATOR and self.mlp_groups > 1:
+            raise InputError("the operator graph has no MLP groups", where="Graph.mlp_groups", expected=1,
+                             found=self.mlp_groups)
 
     @classmethod
     def of(cls, model: Any, *, granularity: str = "head", mlp_groups: int = 1) -> Graph:
@@ -95,7 +107,7 @@ class Graph:
         """All senders in topological order."""
         nodes = [Sender("input", "input", -1)]
         for layer in range(self.depth):
-            if self.granularity == "block":
+            if self.granularity in ("block", OPERATOR):
                 nodes.append(Sender(f"a{layer}", "attn", layer))
             else:
                 nodes += [Sender(f"a{layer}.h{h}", "head", layer, h) for h in range(self.heads)]
@@ -107,7 +119,11 @@ class Graph:
 
     @cached_property
     def reader_nodes(self) -> tuple[Reader, ...]:
-        """All readers in topological order, with their edges."""
+        """All readers in topological order, with their edges; an operator graph has none and refuses."""
+        if self.granularity == OPERATOR:
+            raise InputError("this cannot be done with an operator graph: its edges lie inside the sub-blocks, and "
+                             "nothing reads a sum of senders", where="graph", expected=f"one of {GRANULARITIES}",
+                             found=self)
         nodes: list[Reader] = []
         edge = 0
 
@@ -136,7 +152,7 @@ class Graph:
     @property
     def writers_per_attention(self) -> int:
         """How many senders the attention of one layer is."""
-        return 1 if self.granularity == "block" else self.heads
+        return 1 if self.granularity in ("block", OPERATOR) else self.heads
 
     def writers_before(self, layer: int) -> int:
         """W(l): how many senders come before layer ``layer``."""
@@ -155,14 +171,28 @@ class Graph:
     @cached_property
     def num_edges(self) -> int:
         """How many edges the graph has."""
+        if self.granularity == OPERATOR:
+            return operator.num_edges(self.depth)
         last = self.reader_nodes[-1]
         return last.first_edge + last.fan_in
 
     @cached_property
     def edge_names(self) -> tuple[str, ...]:
         """All edge names in canonical order."""
+        if self.granularity == OPERATOR:
+            return operator.edge_names(self.depth)
         return tuple(f"{sender}->{reader.name}" for reader in self.reader_nodes
                      for sender in self.senders[: reader.fan_in])
+
+    @cached_property
+    def shape_only(self) -> np.ndarray:
+        """Read-only bool [E]: edges that carry sizes and no values, so that cutting one changes nothing.
+
+        Only an operator graph has any.
+        """
+        found = operator.shape_only(self.depth) if self.granularity == OPERATOR else np.zeros(self.num_edges, bool)
+        found.setflags(write=False)
+        return found
 
     @cached_property
     def _edge_indices(self) -> dict[str, int]:

@@ -4,6 +4,8 @@ Two different questions, often confused (the compiler needs both):
 
 - a sender is *dead* when no path of kept edges leads from it to ``logits``: nothing it computes is seen;
 - a sender is *constant* when no path of kept edges leads from ``input`` to it: it computes the same for every image.
+
+In an operator graph the senders are sub-blocks, and the kept edges those of the graph of blocks that it maps onto.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from . import operator
 from .graph import Graph
+from .operator import OPERATOR
 
 
 def reaches_logits(graph: Graph, keep: np.ndarray) -> np.ndarray:
     """[S] bool: senders with a path of kept edges to ``logits``. ``keep`` is [E] bool."""
+    graph, keep = of_stream(graph, keep)
     alive = np.zeros(len(graph.sender_nodes), dtype=bool)
     for reader in reversed(graph.reader_nodes):
         if reader.kind == "logits" or alive[list(reader.drives)].any():
@@ -26,11 +31,13 @@ def reaches_logits(graph: Graph, keep: np.ndarray) -> np.ndarray:
 
 def depends_on_input(graph: Graph, keep: np.ndarray) -> np.ndarray:
     """[S] bool: senders with a path of kept edges from ``input``. ``keep`` is [E] bool."""
-    return depends_on(graph, keep, [0])
+    blind = graph.granularity == OPERATOR and not operator.Cuts(graph.depth, keep).reads_images
+    return depends_on(graph, keep, [] if blind else [0])
 
 
 def depends_on(graph: Graph, keep: np.ndarray, sources: Sequence[int]) -> np.ndarray:
     """[S] bool: the senders at positions ``sources``, and those with a path of kept edges from one of them."""
+    graph, keep = of_stream(graph, keep)
     varies = np.zeros(len(graph.sender_nodes), dtype=bool)
     varies[list(sources)] = True
     for reader in graph.reader_nodes:
@@ -44,9 +51,18 @@ def prune(graph: Graph, keep: np.ndarray) -> np.ndarray:
 
     ``input`` needs no way in, ``logits`` no way out (the rule of the EAP-IG tool's ``Graph.prune``).
     """
+    if graph.granularity == OPERATOR:
+        return operator.prune(graph.depth, keep)
     live = reaches_logits(graph, keep) & depends_on_input(graph, keep)
     result = np.zeros_like(keep)
     for reader in graph.reader_nodes:
         if reader.kind == "logits" or live[list(reader.drives)].any():
             result[reader.edges] = keep[reader.edges] & live[: reader.fan_in]
     return result
+
+
+def of_stream(graph: Graph, keep: np.ndarray) -> tuple[Graph, np.ndarray]:
+    """A graph whose nodes read sums of the residual stream, and its kept edges: for operators, the graph of blocks."""
+    if graph.granularity != OPERATOR:
+        return graph, keep
+    return Graph(graph.depth, graph.heads, "block"), operator.block_edges(graph.depth, keep)

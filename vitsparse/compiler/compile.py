@@ -8,7 +8,9 @@ from functools import partial
 from torch import Tensor
 
 from ..circuit.circuit import Circuit
+from ..circuit.operator import OPERATOR
 from ..model.config import ViTConfig
+from .operators import translate_operators
 from .passes.drop_dead import drop_dead
 from .passes.fold_constants import fold_constants
 from .passes.group_readers import group_readers
@@ -33,7 +35,8 @@ BACK_PASSES: tuple[Pass, ...] = (narrow_tokens, group_readers, widen_products, s
 
 def front(config: ViTConfig, circuit: Circuit, ablation_values: Tensor, parameters: Mapping[str, Tensor]) -> Plan:
     """The plan of what is left of the model in front of its head, every token and node still on its own."""
-    plan = translate(config, circuit, ablation_values)
+    plan = (translate_operators(config, circuit, parameters) if circuit.graph.granularity == OPERATOR
+            else translate(config, circuit, ablation_values))
     for run_pass in front_passes(parameters):
         plan = run_pass(plan)
     return plan

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from .plan import ApplyPattern, Attention, Bias, Embed, Linear, MeanRows, Plan, Range, Step, SumNorm, View, Weight
 
-EMBED_KEYS = ("patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed")
-
 
 def run_plan(plan: Plan, images: Tensor, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor],
              ops: ModuleType) -> Tensor:
@@ -94,10 +92,19 @@ def bias_of(parameters: Mapping[str, Tensor], bias: Bias | None) -> Tensor | Non
     return values if bias.scale == 1 else values * bias.scale
 
 
+def class_token_of(parameters: Mapping[str, Tensor], step: Embed) -> Tensor:
+    """The class token [1, 1, D], or the zeros that are left of it."""
+    return parameters["cls_token"] if step.class_token else parameters["patch_embed.proj.bias"].new_zeros(
+        1, 1, step.out.width)
+
+
 def _embed(env: Environment, step: Embed, images: Tensor, ops: ModuleType) -> None:
-    weight, bias, class_token, positions = (env.parameters[key] for key in EMBED_KEYS)
+    weight, bias = env.parameters["patch_embed.proj.weight"], env.parameters["patch_embed.proj.bias"]
     patches = F.conv2d(images, weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
-    tokens = torch.cat([class_token.expand(images.shape[0], -1, -1), patches], dim=1) + positions
+    class_token = class_token_of(env.parameters, step)
+    tokens = torch.cat([class_token.expand(images.shape[0], -1, -1), patches], dim=1)
+    if step.positions:
+        tokens = tokens + env.parameters["pos_embed"]
     env.write(step.out, tokens[:, step.out.rows[0]: step.out.rows[1]])
 
 

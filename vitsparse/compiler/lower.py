@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .execute import bias_of, scaled_output_bias, weight_of
+from .execute import bias_of, class_token_of, scaled_output_bias, weight_of
 from .plan import ApplyPattern, Attention, Embed, Linear, MeanRows, Plan, Step, SumNorm, View, length
 
 MAGIC, VERSION = 0x76737067, 1
@@ -129,11 +129,11 @@ class _Lowering:
 
     def embed(self, step: Embed) -> None:
         """Class token: a constant row. Patches: cut out, then one product with the position as a bias per token."""
-        bias, class_token, positions = (self.parameters[key] for key in
-                                        ("patch_embed.proj.bias", "cls_token", "pos_embed"))
-        first, last = step.out.rows
+        bias, first, last = self.parameters["patch_embed.proj.bias"], *step.out.rows
+        positions = self.parameters["pos_embed"][0] if step.positions else bias.new_zeros(last, len(bias))
         if first == 0:
-            self._fill(class_token[0, :1] + positions[0, :1], View(step.out.name, (0, 1), step.out.cols))
+            class_row = class_token_of(self.parameters, step)[0] + positions[:1]
+            self._fill(class_row, View(step.out.name, (0, 1), step.out.cols))
         start = max(first, 1)
         if start >= last:
             return
@@ -141,7 +141,7 @@ class _Lowering:
         weight = self.parameters["patch_embed.proj.weight"].flatten(1)
         source = View(self.patches.name, (start - 1, last - 1), self.patches.cols)
         out = View(step.out.name, (start, last), step.out.cols)
-        self._product(source, out, weight, positions[0, start:last] + bias)
+        self._product(source, out, weight, positions[start:last] + bias)
 
     def _product(self, source: View, out: View, weight: Tensor, bias: Tensor | None, *, gelu: bool = False,
                  accumulate: bool = False) -> None:

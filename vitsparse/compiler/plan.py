@@ -128,10 +128,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Embed(Step):
-    """Images to the output of ``input``: patches times the patch weights, class token, positions."""
+    """Images to the output of ``input``: patches times the patch weights, class token, positions (where not cut)."""
 
     out: View
     patch_dim: int
+    class_token: bool = True
+    positions: bool = True
     writes_in: ClassVar = ("out",)
 
     @property
@@ -356,7 +358,8 @@ def _describe(step: Step) -> str:
     out = " ".join(map(str, step.writes))
     match step:
         case Embed():
-            return f"{out} = embed(images)"
+            lost = [f", no {part}" for part in ("class_token", "positions") if not getattr(step, part)]
+            return f"{out} = embed(images{''.join(lost)})"
         case SumNorm():
             terms = [view.name for view in step.senders] + ([step.offset] if step.offset else [])
             shown = terms if len(terms) <= 4 else [*terms[:2], f"... {len(terms) - 3} more", terms[-1]]

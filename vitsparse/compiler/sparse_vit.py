@@ -16,15 +16,18 @@ from torch.autograd.function import once_differentiable
 
 from ..backends import portable, reference
 from ..circuit.circuit import Circuit
+from ..circuit.operator import OPERATOR
 from ..errors import InputError
 from ..evaluation.ablation import Ablation, fingerprint
 from ..model.edgewise import check_fits
+from ..model.operatorwise import check_zero
 from ..model.vit import ViT
 from ..ops import run_program
 from ..ops.backend import choose
 from .compile import front
 from .compiled import Compiled, Packed, refuse
 from .execute import run_plan, take
+from .operators import cut_head
 from .plan import Plan, Range
 from .sparse_files import load_sparse, save_sparse
 from .to_dense import to_dense
@@ -37,10 +40,10 @@ def sparsify(model: ViT, circuit: Circuit, *, ablation: Ablation, backend: str =
              inference_only: bool = False) -> SparseViT:
     """Compile ``circuit`` of ``model`` into a smaller model that computes the same as ``edgewise_forward``.
 
-    ``ablation`` must be the same for every image (zero, mean): a counterfactual one is refused. ``backend`` is
-    ``"reference"``, ``"torch"``, ``"cpu"`` or ``"auto"``; ``inference_only`` drops the unpacked parameters of the cpu
-    backend. A circuit for a model of another shape is refused; for other weights it only warns, because fine-tuning
-    changes them.
+    ``ablation`` must be the same for every image (zero, mean): a counterfactual one is refused, and so is any but zero
+    for a circuit of operators. ``backend`` is ``"reference"``, ``"torch"``, ``"cpu"`` or ``"auto"``;
+    ``inference_only`` drops the unpacked parameters of the cpu backend. A circuit for a model of another shape is
+    refused; for other weights it only warns, because fine-tuning changes them.
     """
     _check_arguments(model, circuit, ablation)
     values = ablation.stacked(circuit.graph)
@@ -51,6 +54,8 @@ def sparsify(model: ViT, circuit: Circuit, *, ablation: Ablation, backend: str =
     _warn_of_other_weights(model, circuit, ablation)
     with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode could never be trained
         state = {key: value.detach() for key, value in model.state_dict().items()}
+        if circuit.graph.granularity == OPERATOR:
+            state = cut_head(model.config, circuit, state)
         plan = front(model.config, circuit, values, state)
         sliced = {key: _slice(state[key], slices) for key, slices in plan.parameters.items()}
         sparse = SparseViT(plan, sliced, circuit, backend=backend).train(model.training and not inference_only)
@@ -64,6 +69,8 @@ def _check_arguments(model: ViT, circuit: Circuit, ablation: Ablation) -> None:
             raise InputError("only a vitsparse ViT can be compiled, with its circuit and ablation", where=name,
                              expected=kind.__name__, found=type(value).__name__, remedy=remedy)
     check_fits(model, circuit.graph)
+    if circuit.graph.granularity == OPERATOR:
+        check_zero(ablation)
     if ablation.corrupt is not None:
         raise InputError("a counterfactual ablation cannot be compiled: its values depend on the image",
                          where="ablation", expected="zero or mean", found=ablation.kind,

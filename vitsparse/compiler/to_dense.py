@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..circuit import liveness
 from ..circuit.circuit import Circuit
+from ..circuit.operator import OPERATOR, Cuts
 from ..errors import InputError
 from ..model.vit import ViT
 from ..model.weights import build
@@ -19,8 +20,13 @@ TOLERANCE = 1e-6  # of the largest entry: how far an offset may vary over tokens
 
 
 def cut_between_live(circuit: Circuit) -> int:
-    """How many cut edges lead from a live node to a live node (live: varies with the image and reaches the logits)."""
+    """How many cut edges lead from a live node to a live node (live: varies with the image and reaches the logits).
+
+    Of an operator graph, how many cuts are on the residual stream itself: those inside the sub-blocks have twins.
+    """
     graph = circuit.graph
+    if graph.granularity == OPERATOR:
+        return Cuts(graph.depth, circuit.keep).skips
     live = liveness.reaches_logits(graph, circuit.keep) & liveness.depends_on_input(graph, circuit.keep)
     cuts = 0
     for reader in graph.reader_nodes:

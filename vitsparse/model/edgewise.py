@@ -22,13 +22,16 @@ from einops import rearrange
 from torch import Tensor
 
 from ..circuit.graph import Graph, Reader
+from ..circuit.operator import OPERATOR
 from ..errors import InputError
+from .operatorwise import check_zero, operator_forward
 from .vit import ViT
 
 
 class AblationValues(Protocol):
     """What the edge-wise forward needs of an ablation: constants per sender, or a way to corrupt the images."""
 
+    kind: str
     corrupt: Any
 
     def stacked(self, graph: Graph) -> Tensor:
@@ -42,10 +45,14 @@ def edgewise_forward(model: ViT, images: Tensor, keep: Any, *, graph: Graph, abl
 
     ``images`` is [B, C, S, S]; ``keep`` is [E] in canonical order, bool or float (a weight per edge, differentiable);
     ``ablation`` gives the value a_i that stands in for a cut edge. ``labels`` [B] are only read by a counterfactual
-    ablation, whose corruption may depend on them. Raises :class:`InputError` when model, graph and keep do not fit.
+    ablation, whose corruption may depend on them. An operator graph is run as :mod:`.operatorwise` says, under zero
+    ablation. Raises :class:`InputError` when model, graph, keep and ablation do not fit.
     """
     check_fits(model, graph)
     keep = edge_weights(keep, graph, like=images)
+    if graph.granularity == OPERATOR:
+        check_zero(ablation)
+        return operator_forward(model, images, keep, graph)
     constants = ablation_constants(model, images, graph=graph, ablation=ablation, labels=labels)
     return Edgewise(model, graph, constants).run(images, keep)
 

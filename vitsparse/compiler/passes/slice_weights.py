@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..execute import EMBED_KEYS
 from ..plan import Embed, Linear, Plan, Range, Step, SumNorm, length, union
 from ..translate import head_norm
 
@@ -39,7 +38,9 @@ def _head_parameters(plan: Plan) -> dict[str, list[set[Range]]]:
 def _uses(step: Step, *, scaled: bool) -> Iterable[tuple[str, Slices]]:
     """(key, ranges per sliced dimension) of every parameter a step reads; no ranges: all of it."""
     if isinstance(step, Embed):
-        yield from ((key, ()) for key in EMBED_KEYS)
+        kept = {"cls_token": step.class_token, "pos_embed": step.positions}
+        yield from ((f"patch_embed.proj.{part}", ()) for part in ("weight", "bias"))
+        yield from ((key, ()) for key, yes in kept.items() if yes)
     elif isinstance(step, SumNorm):
         for layer in step.biases:
             yield f"blocks.{layer}.attn.proj.bias", ()
