@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..circuit.files import read_tensors, write_tensors
+from ..data.ranks import ranks
 from ..errors import InputError
 from .identity import check_same_search
 
@@ -37,6 +38,7 @@ class State:
         self._search = dict(search)
         self._saved = time.monotonic()
         self.arrays = None if self.path is None or not self.path.exists() else self._read()
+        ranks().barrier()  # all have read before the first writes
 
     @property
     def due(self) -> bool:
@@ -44,8 +46,8 @@ class State:
         return self.path is not None and time.monotonic() - self._saved >= SAVE_SECONDS
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write ``arrays`` in place of what was written before, atomically."""
-        if self.path is None:
+        """Write ``arrays`` in place of what was written before, atomically; only the first rank does."""
+        if self.path is None or not ranks().is_first:
             return
         metadata = {"format": FORMAT, "version": str(VERSION), "search": json.dumps(self._search, allow_nan=False),
                     "sha256": _digest(arrays)}
