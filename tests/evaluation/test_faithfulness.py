@@ -43,9 +43,9 @@ def ranking(order: np.ndarray) -> EdgeScores:
 
 
 @torch.no_grad()
-def by_hand(model, batches, ablation, keep, metric) -> float:
+def by_hand(model, batches, ablation, keep, metric, graph=GRAPH) -> float:
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    logits = edgewise_forward(model.eval(), images, keep, graph=GRAPH, ablation=ablation, labels=labels)
+    logits = edgewise_forward(model.eval(), images, keep, graph=graph, ablation=ablation, labels=labels)
     return float(METRICS[metric](logits.double(), labels, model(images).double()))
 
 
@@ -60,6 +60,17 @@ def test_metrics_of_many_circuits_are_those_of_each(kind):
     for column, keep in enumerate(random_keeps(3)):
         for row, metric in enumerate(("kl", "accuracy")):
             assert found[row, column] == pytest.approx(by_hand(model, batches, ablation, keep, metric), rel=1e-5)
+
+
+def test_circuits_of_operators_are_measured_too():
+    model, batches, ablation = parts("zero")
+    graph = Graph(2, 2, "operator")
+    keeps = np.random.default_rng(0).random((3, graph.num_edges)) < 0.9
+    found = circuit_metrics(model, batches, keeps, graph=graph, ablation=ablation)
+    for value, keep in zip(found[0], keeps, strict=True):
+        assert value == pytest.approx(by_hand(model, batches, ablation, keep, "kl", graph), rel=1e-5)
+    with pytest.raises(InputError, match="operator graph"):
+        completeness(model, batches, Circuit(graph, keeps[0]), ablation=ablation)
 
 
 @pytest.mark.parametrize("metric", ["kl", "ce", "logit_difference", "accuracy"])

@@ -96,8 +96,9 @@ def test_no_single_cut_into_an_or_gate_matters_and_every_cut_into_an_and_gate_do
 
 
 def test_circuits_that_cannot_be_are_refused(monkeypatch):
-    with pytest.raises(InputError, match="a probability"):
-        random_planted(0, density=float("nan"))
+    for arguments in ({"density": float("nan")}, {"granularity": "operator"}):
+        with pytest.raises(InputError, match="of this kind"):
+            random_planted(0, **arguments)
     monkeypatch.setattr(planted_module, "MIN_EFFECT", 50.0)
     monkeypatch.setattr(planted_module, "MAX_DRAWS", 3)
     with pytest.raises(InputError, match="whose every edge matters"):

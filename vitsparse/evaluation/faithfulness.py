@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..circuit import Circuit, EdgeScores, Graph
+from ..circuit import GRANULARITIES, Circuit, EdgeScores, Graph
 from ..errors import InputError
-from ..model.edgewise import Edgewise, ablation_constants, check_fits, edge_weights
+from ..model.edgewise import Edgewise, ablation_constants, check_fits, edge_weights, edgewise_forward
 from ..model.vit import ViT
 from .ablation import Ablation
 from .batches import pairs
@@ -157,17 +157,24 @@ def circuit_metrics(model: ViT, batches: Iterable[tuple[Tensor, Tensor | None]],
             dense_logits = model(images).double()
             if any(metric.needs_labels for metric in metrics):
                 check_labels(labels, dense_logits.shape, where=f"batch {index}")
-            constants = ablation_constants(model, images, graph=graph, ablation=ablation, labels=labels)
-            edgewise = Edgewise(model, graph, constants)
-            stack = edgewise.start(images)
+            forward = _forward(model, images, labels, graph, ablation)
             for column, keep in enumerate(keeps):
-                logits = edgewise.resume(stack, 0, edge_weights(keep, graph, like=images)).double()
+                logits = forward(edge_weights(keep, graph, like=images)).double()
                 values = torch.stack([metric(logits, labels, dense_logits) for metric in metrics])
                 totals[:, column] += values.double().cpu().numpy() * len(images)
             count += len(images)
     if not count:
         raise InputError("there are no images to evaluate on", where="batches", expected="at least one batch")
     return totals / count
+
+
+def _forward(model: ViT, images: Tensor, labels: Any, graph: Graph, ablation: Ablation) -> Callable[[Tensor], Tensor]:
+    """From the weights of edges [E] to logits [B, K], for these images."""
+    if graph.granularity not in GRANULARITIES:  # operators share no sums of the residual stream
+        return lambda keep: edgewise_forward(model, images, keep, graph=graph, ablation=ablation)
+    edgewise = Edgewise(model, graph, ablation_constants(model, images, graph=graph, ablation=ablation, labels=labels))
+    stack = edgewise.start(images)
+    return lambda keep: edgewise.resume(stack, 0, keep)
 
 
 def _has_labels(batches: Any) -> bool:

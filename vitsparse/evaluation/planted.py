@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..circuit import Circuit, Graph, Reader, Sender
+from ..circuit import GRANULARITIES, Circuit, Graph, Reader, Sender
 from ..circuit.liveness import prune
 from ..errors import InputError
 from ..model.edgewise import Edgewise, group_bounds
@@ -70,10 +70,11 @@ def random_planted(seed: int, *, depth: int = 2, heads: int = 2, granularity: st
     pooling, so that every token counts. Circuits that do not make it are drawn again; :class:`InputError` when none of
     :data:`MAX_DRAWS` does.
     """
-    if not 0 < density <= 1:
-        raise InputError("the density is a probability", where="random_planted(density=...)", found=density,
-                         expected="a number above 0, at most 1")
     graph = Graph(depth, heads, granularity, mlp_groups)
+    if not 0 < density <= 1 or granularity not in GRANULARITIES:
+        raise InputError("no circuit of this kind can be planted", where="random_planted",
+                         expected=f"0 < density <= 1, granularity one of {GRANULARITIES}",
+                         found=f"density {density}, granularity {granularity!r}")
     fine = Graph(depth, heads, "qkv", mlp_groups)
     rng = np.random.default_rng(seed)
     for _ in range(MAX_DRAWS):
