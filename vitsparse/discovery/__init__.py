@@ -1,10 +1,14 @@
 """Methods that find the circuit of a task. Each takes ``(model, batches, *, graph, ablation, ...)``."""
 
 from .acdc import acdc
+from .eap import eap
+from .eap_ig import eap_ig
 from .edge_pruning import edge_pruning
 from .magnitude import magnitude
 from .random import random
+from .relp import relp
 
-METHODS = {"acdc": acdc, "edge_pruning": edge_pruning, "magnitude": magnitude, "random": random}
+METHODS = {"acdc": acdc, "eap": eap, "eap_ig": eap_ig, "edge_pruning": edge_pruning, "magnitude": magnitude,
+           "random": random, "relp": relp}
 
-__all__ = ["METHODS", "acdc", "edge_pruning", "magnitude", "random"]
+__all__ = ["METHODS", "acdc", "eap", "eap_ig", "edge_pruning", "magnitude", "random", "relp"]

@@ -9,32 +9,51 @@ from ..circuit import Graph
 from ..evaluation.ablation import Ablation
 from ..evaluation.evaluate import check_labels
 from ..evaluation.metrics import Metric
-from ..model.edgewise import Edgewise, ablation_constants, check_fits
+from ..model.edgewise import edge_weights
 from ..model.vit import ViT
+from .passes import Passes
+from .sub_blocks import Rules
+
+RULES = {"gradient": Rules(), "relp": Rules(norm=False, act=False, query_key=0.25, value=0.5)}
+"""How to go backward: ``gradient`` is the derivative; ``relp`` that of :mod:`.relp`."""
 
 
 class EdgeGradients:
-    """``(images, labels, keep) -> (value, gradient)``: sums over the images of a metric and of dM/dkeep [E].
+    """``(images, labels, keep) -> (value, gradient)``: sums over the images of a metric and of dM/dkeep [E], float64.
 
-    ``keep`` is a float tensor [E] of any weights (None: the dense model, all ones). Both results are float64. Raises
+    ``keep`` is a float tensor [E] of any weights; None is the dense model. ``dense_logits`` [B, K], for metrics that
+    compare with them, are computed where they are not given. The model is used as it is now, in the mode it is in
+    when called (eval is meant). A large batch is cut into parts, so memory does not grow with it. Raises
     :class:`InputError` for a graph of another shape, and for labels that the metric needs and that do not fit.
     """
 
+    @torch.no_grad()
     def __init__(self, model: ViT, graph: Graph, ablation: Ablation, metric: Metric, *, rules: str = "gradient"):
-        check_fits(model, graph)
-        self.model, self.graph, self.ablation, self.metric, self.rules = model, graph, ablation, metric, rules
+        self._passes, self._metric = Passes(model, graph, ablation, RULES[rules]), metric
 
+    @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor | None, keep: Tensor | None = None,
                  dense_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            dense_logits = self.model(images) if dense_logits is None else dense_logits
-            constants = ablation_constants(self.model, images, graph=self.graph, ablation=self.ablation, labels=labels)
-        if self.metric.needs_labels:
-            check_labels(labels, dense_logits.shape, where="labels")
-        keep = torch.ones(self.graph.num_edges) if keep is None else keep
-        weights = keep.detach().to(images).requires_grad_()
-        with torch.enable_grad():
-            logits = Edgewise(self.model, self.graph, constants).run(images, weights)
-            value = self.metric(logits.double(), labels, dense_logits.double()) * len(images)
-            gradient, = torch.autograd.grad(value, weights)
-        return value.detach(), gradient.double()
+        passes, graph = self._passes, self._passes.graph
+        if self._metric.needs_labels:
+            check_labels(labels, torch.Size((len(images), passes.model.num_classes)), where="labels")
+        rows = passes.all_ones if keep is None else passes.rows(edge_weights(keep, graph, like=passes.model.pos_embed))
+        is_dense = all(row is None for row in rows)
+        if dense_logits is None and not is_dense:
+            dense_logits = passes.model(images)
+        value = torch.zeros((), dtype=torch.float64, device=images.device)
+        gradient = torch.zeros(graph.num_edges, dtype=torch.float64, device=images.device)
+        for part in passes.parts(images, labels):
+            trace = passes.forward(part, rows)
+            dense = trace.logits.detach() if dense_logits is None else dense_logits[part.images]
+            with torch.enable_grad():
+                part_value = metric_sum(self._metric, trace.logits, labels, dense, part.images)
+            gradient += passes.backward(trace, part_value, part.differences, rows)
+            value += part_value.detach()
+        return value, gradient
+
+
+def metric_sum(metric: Metric, logits: Tensor, labels: Tensor | None, dense_logits: Tensor, images: slice) -> Tensor:
+    """The metric summed over the ``images`` of a batch; ``labels`` are those of the batch, the logits of the images."""
+    labels = labels[images] if isinstance(labels, Tensor) else None
+    return metric(logits.double(), labels, dense_logits.double()) * len(logits)
