@@ -102,10 +102,10 @@ def test_an_empty_file_changes_nothing(write):
 
 def test_flags_go_over_the_file_and_the_file_over_the_preset(write):
     path = write("preset: tiny-imagenet\nseed: 4\ntrain: {epochs: 7, lr: 0.002}\n")
-    found, config = flags.parse(Flags, ["--config", str(path), "--train.lr", "0.003"], folder="dense")
+    found, config = flags.parse(Flags, ["--config", str(path), "--train.lr", "0.003"])
     assert (config.preset, config.seed) == ("tiny-imagenet", 4)
     assert (config.train.epochs, config.train.lr, config.train.batch_size) == (7, 0.003, 128)
-    assert found.out == Path("runs/tiny-imagenet/dense")
+    assert found.out == Path("runs/tiny-imagenet/train")
     assert config.recipe("train").seed == 4
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ VERBS = {
     "evaluate": "models -> accuracy, KL, FLOPs and latency, as JSON and as a table",
     "doctor": "what is installed, built and usable on this machine, and why not",
 }
+SHARED = ("run", "train", "discover", "finetune")  # verbs that the ranks of torchrun do together
 USAGE = "\n".join(["usage: vitsparse VERB [options]    (vitsparse VERB --help lists them)", "",
                    *(f"  {verb:10} {text}" for verb, text in VERBS.items()), "",
                    "  --debug    show the traceback of an error", "  --version  print the version"])
@@ -36,11 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"vitsparse {__version__}")
         return 0
+    rank = int(os.environ.get("RANK", 0))
     try:
         if arguments[0] not in VERBS:
             raise InputError("no verb has this name", where="vitsparse", expected=", ".join(VERBS), found=arguments[0],
                              remedy=nearest(arguments[0], VERBS))
-        status = importlib.import_module(f".{arguments[0]}", __name__).main(arguments[1:])
+        if rank and arguments[0] not in SHARED:
+            return 0  # the first rank does it alone
+        with contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext():
+            status = importlib.import_module(f".{arguments[0]}", __name__).main(arguments[1:])
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # whoever read our output has gone, as `head` does: nobody is left to be told
@@ -49,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         if debug:
             raise
-        print(f"vitsparse: {error}", file=sys.stderr)
+        print(f"vitsparse{f' (rank {rank})' * (rank > 0)}: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, RuntimeError) as error:
         # What interrupts the making of a class (in a long import, say) comes wrapped from Python 3.11.

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,9 +23,20 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..circuit.files import existing_file, write_text
 from ..data import Augmentation
+from ..discovery import METHODS
 from ..errors import InputError, nearest
+from ..evaluation.metrics import metric_named
 from ..training import Recipe
 from .presets import PRESETS
+
+# What only some searches read; the others refuse it.
+SETTINGS = ("corruption", "threshold", "steps", "variant", "sparsity", "lr", "budget", "cost", "select", "edges", "by")
+
+# A list of class numbers that is one word on the command line.
+_COMMAS = tyro.constructors.PrimitiveConstructorSpec[tuple[int, ...]](
+    nargs=1, metavar="INT,INT,...", str_from_instance=lambda numbers: [",".join(map(str, numbers))],
+    instance_from_str=lambda words: tuple(int(number) for number in words[0].split(",") if number),
+    is_instance=lambda value: isinstance(value, tuple))
 
 
 @dataclass(frozen=True)
@@ -65,22 +77,87 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DiscoverConfig:
-    """The search for the circuit (ACDC)."""
+    """The search for the circuit. Settings left out are the method's own choice; those it does not have are refused."""
 
-    granularity: Literal["qkv", "head", "layer", "block"] = "head"
+    method: Annotated[str, tyro.conf.arg(aliases=("--method",), help=" or ".join(METHODS))] = "acdc"
+    granularity: Literal["qkv", "head", "layer", "block", "operator"] = "head"
     mlp_groups: int = 1
-    ablation: Literal["mean", "zero"] = "mean"
-    ablation_images: int = 2048
-    """training images that the mean is taken over"""
-    metric: Literal["kl", "ce"] = "kl"
-    threshold: float = 1e-2
-    """an edge is cut if that raises the metric by less, in nats"""
+    metric: Annotated[str | None, tyro.conf.arg(aliases=("--metric",))] = None
+    """kl, ce, logit_difference or logit_difference:a:b"""
+    classes: Annotated[tuple[int, ...], _COMMAS] = ()
+    """find the circuit of these classes, such as 3,7,9: on their images, among their logits"""
     images: int = 256
     """training images that the metric is measured on"""
     batch_size: int = 256
+    ablation: Literal["mean", "zero", "optimal", "counterfactual"] = "mean"
+    """what a cut edge carries; counterfactual is for analysis only and cannot be compiled"""
+    ablation_images: int = 2048
+    """training images that the ablation is measured on"""
+    corruption: str | None = None
+    """ablation counterfactual: other_class, permute, swap_patches, blur, noise or mean_image"""
+    threshold: float | None = None
+    """acdc: an edge is cut if that raises the metric by less; select threshold: edges are kept from this score on"""
+    steps: int | None = None
+    """eap_ig: points on its path; edge_pruning: updates of its mask"""
+    variant: str | None = None
+    """eap_ig: inputs or activations"""
+    sparsity: float | None = None
+    """edge_pruning: share of the edges to cut"""
+    lr: float | None = None
+    """edge_pruning: learning rate of its mask"""
+    budget: float | None = None
+    """budgeted: largest latency, as a share of the dense model's"""
+    cost: str | None = None
+    """budgeted: cost table of the device; if not given it is cost.json in the output folder, measured when missing"""
+    select: Annotated[Literal["top_k", "greedy", "threshold"] | None, tyro.conf.arg(aliases=("--select",))] = None
+    """methods that give scores: how the circuit is chosen from them, top_k if not given"""
+    edges: Annotated[float | None, tyro.conf.arg(aliases=("--edges",))] = None
+    """select top_k or greedy: how many edges stay, or which share of them if below 1; edge_pruning knows, else 0.2"""
+    by: Literal["magnitude", "signed"] | None = None
+    """select: by how much edges matter in either direction (if not given), or by how much their cut hurts"""
+    prune: Annotated[bool, tyro.conf.arg(aliases=("--prune",))] = False
+    """then drop every edge that is on no path from input to logits"""
 
     def __post_init__(self):
         _at_least_one(self, "mlp_groups", "ablation_images", "images", "batch_size")
+        if self.method not in METHODS:
+            raise InputError("there is no such method", where="method", expected=", ".join(METHODS),
+                             found=repr(self.method), remedy=nearest(self.method, METHODS))
+        if self.metric is not None:
+            metric_named(self.metric)
+        if self.granularity == "operator" and self.ablation != "zero":
+            raise InputError("operators are cut with zero ablation only", where="ablation", expected="zero",
+                             found=self.ablation)
+        known = self.meaningful
+        for name in SETTINGS:
+            if getattr(self, name) is not None and name not in known:
+                raise InputError("this search does not have such a setting", where=name, found=getattr(self, name),
+                                 expected=f"for the method {self.method}: {', '.join(known) or 'none of its own'}")
+
+    @property
+    def meaningful(self) -> list[str]:
+        """Those of :data:`SETTINGS` that this search reads."""
+        method = signature(METHODS[self.method])
+        names = {"corruption"} if self.ablation == "counterfactual" else set()
+        if method.return_annotation == "EdgeScores":
+            names |= {"select", "by", "threshold" if self.select == "threshold" else "edges"}
+        return [name for name in SETTINGS if name in names or name in method.parameters]
+
+
+@dataclass(frozen=True)
+class DenseRecipe(Recipe):
+    """How the dense model is trained. Its seed is the run's, and it has no teacher: neither is a flag."""
+
+    seed: tyro.conf.Suppress[int] = 0
+    distill_weight: tyro.conf.Suppress[float] = 0.0
+    temperature: tyro.conf.Suppress[float] = 1.0
+
+
+@dataclass(frozen=True)
+class SparseRecipe(Recipe):
+    """How the sparse model is trained. Its seed is the run's."""
+
+    seed: tyro.conf.Suppress[int] = 0
 
 
 @dataclass(frozen=True)
@@ -124,11 +201,11 @@ class Config:
     out: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    train: Recipe = field(default_factory=Recipe)
+    train: DenseRecipe = field(default_factory=DenseRecipe)
     augment: Augmentation = field(default_factory=Augmentation)
     discover: DiscoverConfig = field(default_factory=DiscoverConfig)
     sparsify: SparsifyConfig = field(default_factory=SparsifyConfig)
-    finetune: Recipe = field(default_factory=Recipe)
+    finetune: SparseRecipe = field(default_factory=SparseRecipe)
     bench: BenchConfig = field(default_factory=BenchConfig)
 
     def __post_init__(self):
@@ -152,17 +229,23 @@ class Config:
         return values
 
 
-def load_config(preset: str | None = None, file: str | Path | None = None) -> Config:
+def load_config(preset: str | None = None, file: str | Path | None = None, *, method: str | None = None) -> Config:
     """The configuration of ``preset`` (or the one that ``file`` names, or ``digits``) with ``file`` over it.
 
-    Raises :class:`InputError` naming file and field for keys that do not exist, values of a wrong type or out of range.
+    What the preset sets for its own method of discovery goes when ``method`` or the file names another one. Raises
+    :class:`InputError` naming file and field for keys that do not exist, values of a wrong type or out of range.
     """
     given = {} if file is None else read_yaml(file)
     preset = preset or given.get("preset") or Config.preset
     if preset not in PRESETS:
         raise InputError("there is no such preset", where="preset", expected=", ".join(PRESETS), found=repr(preset),
                          remedy=nearest(preset, PRESETS))
-    return checked(merge(PRESETS[preset], {**given, "preset": preset}), where=file or f"preset {preset}")
+    values, searched = PRESETS[preset], given.get("discover")
+    method = method or (searched.get("method") if isinstance(searched, Mapping) else None)
+    if method not in (None, DiscoverConfig.method):
+        kept = {key: value for key, value in values["discover"].items() if key not in SETTINGS}
+        values = {**values, "discover": kept}
+    return checked(merge(values, {**given, "preset": preset}), where=file or f"preset {preset}")
 
 
 def checked(values: Mapping[str, Any], *, where: object) -> Config:

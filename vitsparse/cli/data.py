@@ -25,7 +25,7 @@ class Flags(Common):
 def main(argv: Sequence[str]) -> int:
     """Write ``data.json`` and print it as a table."""
     _, config = parse(Flags, argv)
-    folder = begin(config, "data")
+    folder = begin(config, "data", splits=SPLITS)
     summary = {split: summarise(load_images(config, split)) for split in SPLITS}
     write_json(folder / "data.json", {"name": config.data.name, **summary})
     print(f"{config.data.name}\n{'split':8}{'images':>8}{'classes':>9}{'size':>10}   images a class")

@@ -44,7 +44,8 @@ class Flags(Common):
 def main(argv: Sequence[str]) -> int:
     """Measure and write into the output folder."""
     flags, config = parse(Flags, argv, dense=tyro.MISSING)
-    evaluate(config, row_names(flags.dense, flags.models), begin(config, "evaluate"))
+    folders = row_names(flags.dense, flags.models)
+    evaluate(config, folders, begin(config, "evaluate", splits=("test",), files=tuple(folders.values())))
     return 0
 
 

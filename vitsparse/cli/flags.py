@@ -16,7 +16,10 @@ from .config import Config, load_config
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """What every verb takes. ``preset`` and ``config`` are read first: they decide the defaults of all other flags."""
+    """What every verb takes. ``preset`` and ``config`` are read first: they decide the defaults of all other flags.
+
+    So does the method of discovery, where a verb has one.
+    """
 
     preset: str
     """digits, tiny-imagenet-small or tiny-imagenet"""
@@ -34,21 +37,23 @@ class Common:
 F = TypeVar("F", bound=Common)
 
 
-def parse(kind: type[F], argv: Sequence[str], *, folder: str = "", **files: Any) -> tuple[F, Config]:
+def parse(kind: type[F], argv: Sequence[str], **files: Any) -> tuple[F, Config]:
     """The flags of a verb and the configuration they resolve to.
 
-    ``files`` are the defaults of the verb's own fields; ``folder`` is where it writes, under ``runs/<preset>``, unless
-    ``--out`` says otherwise. Bad flags end the program with status 2, bad values in the file raise :class:`InputError`.
+    ``files`` are the defaults of the verb's own fields. It writes into ``runs/<preset>/<verb>``, and ``run`` into
+    ``runs/<preset>``, unless ``--out`` says otherwise. Bad flags end the program with status 2, bad values in the file
+    raise :class:`InputError`.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset")
     first.add_argument("--config")
+    first.add_argument("--method", "--discover.method")
     known, _ = first.parse_known_args(argv)
-    config = load_config(known.preset, known.config)
+    config = load_config(known.preset, known.config, method=known.method)
     names = [field.name for field in dataclasses.fields(kind) if hasattr(config, field.name)]
     defaults = {name: getattr(config, name) for name in names}
-    defaults["out"] = Path(config.out) if config.out else Path("runs", config.preset, folder)
     verb = kind.__module__.rpartition(".")[2]
+    defaults["out"] = Path(config.out or Path("runs", config.preset, "" if verb == "run" else verb))
     flags = tyro.cli(kind, prog=f"vitsparse {verb}", args=list(argv), default=kind(**defaults, **files),
                      use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
     values = {name: getattr(flags, name) for name in names}

@@ -14,11 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from ..circuit.files import read_json, sha256_of, write_json
-from ..data import Augmentation
-from ..training import Recipe
+from ..data import SPLITS, Augmentation
+from ..data.ranks import ranks
+from ..errors import InputError
 from ..version import __version__
 from . import discover, evaluate, finetune, sparsify, train
-from .config import BenchConfig, Config, DataConfig, DiscoverConfig, ModelConfig, SparsifyConfig
+from .config import (
+    BenchConfig,
+    Config,
+    DataConfig,
+    DenseRecipe,
+    DiscoverConfig,
+    ModelConfig,
+    SparseRecipe,
+    SparsifyConfig,
+)
 from .discover import ABLATION_FILE, CIRCUIT_FILE
 from .flags import Common, parse
 from .shared import begin, device_of
@@ -33,11 +43,11 @@ class Flags(Common):
 
     data: DataConfig
     model: ModelConfig
-    train: Recipe
+    train: DenseRecipe
     augment: Augmentation
     discover: DiscoverConfig
     sparsify: SparsifyConfig
-    finetune: Recipe
+    finetune: SparseRecipe
     bench: BenchConfig
 
 
@@ -51,17 +61,25 @@ class Step:
     makes: tuple[Path, ...]
     run: Callable[[bool], Any]
     """called with whether to go on where an earlier call was cut off"""
+    shared: bool = True
+    """whether all ranks do it together; else the first one alone"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Go the road; finished steps are skipped with ``--resume``."""
     flags, config = parse(Flags, argv)
-    out = begin(config, "run")
+    if config.discover.ablation == "counterfactual":
+        raise InputError("a counterfactual ablation is for analysis and cannot be compiled", where="discover.ablation",
+                         expected="mean, optimal or zero", found="counterfactual",
+                         remedy="vitsparse discover finds its circuit")
+    train.check_shape(config)
+    out = begin(config, "run", splits=SPLITS)
     finished: dict[str, Any] = read_json(out / STEPS_FILE) if flags.resume and (out / STEPS_FILE).exists() else {}
     if not flags.resume and (out / STEPS_FILE).exists():
         print(f"starting anew: the run in {out} is replaced (--resume would go on with it)")
     start = time.perf_counter()
     for step in road(config, out):
+        ranks().barrier()  # what the first one wrote is there for all, and all have read what it writes next
         identity = _identity(step, config, out)
         if finished.get(step.name) == {"from": identity, "made": _digests(step.makes, out)}:
             print(f"[{step.name}] finished before")
@@ -69,10 +87,12 @@ def main(argv: Sequence[str]) -> int:
         print(f"[{step.name}]", flush=True)
         # What was finished from other inputs is made anew; only training, which takes longest, refuses to be lost.
         stale = finished.pop(step.name, None) is not None and step.name != "train"
-        write_json(out / STEPS_FILE, finished)
-        step.run(flags.resume and not stale)
+        _note(finished, out)
+        if step.shared or ranks().is_first:
+            step.run(flags.resume and not stale)
+        ranks().barrier()
         finished[step.name] = {"from": identity, "made": _digests(step.makes, out)}
-        write_json(out / STEPS_FILE, finished)
+        _note(finished, out)
     print(f"everything is in {out} ({time.perf_counter() - start:.0f} s)")
     return 0
 
@@ -89,18 +109,24 @@ def road(config: Config, out: Path) -> Iterator[Step]:
     yield Step("discover", ("data", "discover"), dense_files, circuit_files,
                lambda resume: discover.discover(config, dense, out, resume=resume))
     yield Step("sparsify", ("sparsify",), (*dense_files, *circuit_files), pruned_files,
-               lambda _: sparsify.sparsify(config, dense, out / CIRCUIT_FILE, pruned))
+               lambda _: sparsify.sparsify(config, dense, out / CIRCUIT_FILE, pruned), shared=False)
     yield Step("finetune", ("data", "finetune", "augment", "sparsify"), (*dense_files, *pruned_files), finetuned_files,
                lambda resume: finetune.finetune(config, pruned, dense, finetuned, resume=resume))
     yield Step("evaluate", ("data", "sparsify", "bench"), (*dense_files, *pruned_files, *finetuned_files),
-               (out / "results.json", out / "results.md"), lambda _: evaluate.evaluate(config, folders, out))
+               (out / "results.json", out / "results.md"), lambda _: evaluate.evaluate(config, folders, out),
+               shared=False)
 
 
 def _identity(step: Step, config: Config, out: Path) -> dict[str, Any]:
     """What decides the outcome of a step: equal identities, equal outcome."""
     values = config.to_dict()
-    return {"settings": {name: values[name] for name in ("seed", *step.sections)}, "device": device_of(config),
-            "files": _digests(step.reads, out), "vitsparse": __version__}
+    return {"settings": {name: values[name] for name in ("seed", *step.sections)},
+            "device": device_of(config).partition(":")[0], "files": _digests(step.reads, out), "vitsparse": __version__}
+
+
+def _note(finished: dict[str, Any], out: Path) -> None:
+    if ranks().is_first:
+        write_json(out / STEPS_FILE, finished)
 
 
 def _digests(paths: Sequence[Path], out: Path) -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import nn
 
 from .. import data
-from ..circuit.files import read_json, write_json
+from ..circuit.files import existing, read_json, write_json
 from ..compiler import SparseViT
 from ..data import Batches, ImageSet, TrainStream
+from ..data.ranks import ranks
 from ..errors import InputError
 from ..evaluation.latency import machine_facts
 from ..model.vit import ViT
@@ -22,17 +24,24 @@ from .config import Config, write_config
 
 
 def device_of(config: Config) -> str:
-    """``auto`` is the GPU where there is one; a GPU asked for by name must be there."""
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    """``auto`` is the GPU where there is one; a GPU asked for by name must be there. Each rank has its own."""
+    if config.device == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    device = "cuda" if config.device == "auto" else config.device
     try:
-        kind = torch.device(config.device).type
+        kind = torch.device(device).type
     except RuntimeError as error:
         raise InputError("not a device", where="device", expected="auto, cpu or cuda", found=config.device) from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no usable GPU", where="device", expected="auto or cpu", found=config.device,
                          remedy="vitsparse doctor says what is missing")
-    return config.device
+    here = ranks()
+    if device != "cuda" or here.world == 1:
+        return device
+    if here.local >= torch.cuda.device_count():
+        raise InputError("there are more ranks than GPUs", where="torchrun --nproc-per-node", found=here.local + 1,
+                         expected=f"at most {torch.cuda.device_count()}")
+    return f"cuda:{here.local}"
 
 
 def load_images(config: Config, split: str) -> ImageSet:
@@ -51,7 +60,7 @@ def load_images(config: Config, split: str) -> ImageSet:
 def train_stream(config: Config, section: str, images: ImageSet) -> TrainStream:
     """The augmented stream of the section ``train`` or ``finetune``."""
     return TrainStream(images, getattr(config, section).batch_size, seed=config.seed, num_classes=len(images.classes),
-                       augmentation=config.augment, device=device_of(config))
+                       augmentation=config.augment, device=device_of(config), ranks=ranks())
 
 
 def eval_batches(config: Config, split: str) -> Batches:
@@ -72,14 +81,26 @@ def load_model(folder: str | Path, config: Config) -> ViT | SparseViT:
     return SparseViT.from_pretrained(folder, backend=config.sparsify.backend).to(device_of(config))
 
 
-def begin(config: Config, verb: str) -> Path:
-    """Make the output folder and write the resolved configuration and the facts of the machine into it."""
+def begin(config: Config, verb: str, *, splits: Sequence[str] = (), files: Sequence[Path | None] = ()) -> Path:
+    """Make the output folder and write the resolved configuration and the facts of the machine into it.
+
+    Before that, what the verb will read is looked at, the ``splits`` of the images and the ``files`` (None: not given):
+    whoever mistypes a name finds the folder as it was.
+    """
     folder = Path(str(config.out))
     if folder.exists() and not folder.is_dir():
         raise InputError("the output must be a folder", where="--out", found=folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder)
-    write_json(folder / "environment.json", {"verb": verb, **machine_facts()})
+    device_of(config)
+    for file in files:
+        if file is not None:
+            existing(file)
+    for split in splits:
+        load_images(config, split)
+    if ranks().is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder)
+        write_json(folder / "environment.json", {"verb": verb, **machine_facts()})
+    ranks().barrier()
     return folder
 
 

@@ -33,8 +33,9 @@ class Flags(Common):
 
 def main(argv: Sequence[str]) -> int:
     """Compile into the output folder."""
-    flags, config = parse(Flags, argv, folder="pruned", dense=tyro.MISSING, circuit=tyro.MISSING)
-    sparsify(config, flags.dense, flags.circuit, begin(config, "sparsify"), ablation_file=flags.ablation)
+    flags, config = parse(Flags, argv, dense=tyro.MISSING, circuit=tyro.MISSING)
+    out = begin(config, "sparsify", files=(flags.circuit, flags.dense, flags.ablation))
+    sparsify(config, flags.dense, flags.circuit, out, ablation_file=flags.ablation)
     return 0
 
 
