@@ -131,6 +131,16 @@ def test_states_of_sub_blocks(edges, dead, constant):
     assert (list(circuit.dead), list(circuit.constant)) == (dead, constant)
 
 
+@pytest.mark.parametrize(("edges", "uniform"), [
+    (["b0.q->b0.matmul"], ("a0",)), (["b1.k->b1.transpose", "b0.scale->b0.softmax"], ("a0", "a1")),
+    (["b0.q->b0.matmul", "b0.permute->b0.v"], ()), (["b0.q->b0.matmul", "b0.norm1->b0.qkv"], ()),
+    (["b0.permute->b0.v"], ()),
+])
+def test_uniform_attention_is_live(edges, uniform):
+    assert without(graph(2), *edges).uniform == uniform
+    assert Circuit.full(Graph(2, 2)).uniform == ()
+
+
 def test_states_of_a_published_circuit():
     """What was drawn of one: three sub-blocks gone, four that no longer see the image, shapes cut for good measure."""
     gone = [f"b{layer}.{edge}" for layer, edge in ((3, "drop_path_1->b3.add_1"), (10, "drop_path->b10.add"),

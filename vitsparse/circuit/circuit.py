@@ -88,6 +88,12 @@ class Circuit(Frozen):
         varies = liveness.depends_on_input(self.graph, self.keep)
         return tuple(name for name, yes in zip(self.graph.senders, alive & ~varies, strict=True) if yes)
 
+    @cached_property
+    def uniform(self) -> tuple[str, ...]:
+        """Attentions that weigh all tokens alike because their scores are cut; only a graph of operators has any."""
+        even = liveness.weighs_alike(self.graph, self.keep)
+        return tuple(name for name, yes in zip(self.graph.senders, even, strict=True) if yes)
+
     def prune(self) -> Circuit:
         """The fixpoint prune: drop every edge that is not on a path from ``input`` to ``logits``.
 

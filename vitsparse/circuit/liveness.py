@@ -46,6 +46,15 @@ def depends_on(graph: Graph, keep: np.ndarray, sources: Sequence[int]) -> np.nda
     return varies
 
 
+def weighs_alike(graph: Graph, keep: np.ndarray) -> np.ndarray:
+    """[S] bool: attentions, neither dead nor constant, whose pattern is 1 / T; only an operator graph can say so."""
+    even = np.zeros(len(graph.sender_nodes), dtype=bool)
+    if graph.granularity == OPERATOR:
+        cuts = operator.Cuts(graph.depth, keep)
+        even[1::2] = [not cuts.intact("scores", layer=layer) for layer in range(graph.depth)]
+    return even & reaches_logits(graph, keep) & depends_on_input(graph, keep)
+
+
 def prune(graph: Graph, keep: np.ndarray) -> np.ndarray:
     """[E] bool: the fixpoint prune. A node lives iff it has a live edge in and a live edge out; edges of dead nodes go.
 
