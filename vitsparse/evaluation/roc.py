@@ -37,7 +37,8 @@ def roc(scores: EdgeScores, circuit: Circuit) -> Roc:
         raise InputError("a circuit of all edges or of none cannot be told from the others", where="roc(circuit)",
                          expected="some edges kept, some cut", found=circuit)
     levels, level_of = np.unique(-np.abs(scores.values), return_inverse=True)  # highest score first
-    tpr, fpr = (np.concatenate([[0.0], np.bincount(level_of[edges], minlength=len(levels)).cumsum() / edges.sum()])
-                for edges in (true, ~true))
-    area = float((np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2).sum())
-    return Roc(area, tuple(fpr.tolist()), tuple(tpr.tolist()))
+    hits, misses = (np.concatenate([[0], np.bincount(level_of[edges], minlength=len(levels)).cumsum()])
+                    for edges in (true, ~true))
+    twice_the_area = int((np.diff(misses) * (hits[1:] + hits[:-1])).sum())  # in whole pairs: exact
+    return Roc(twice_the_area / (2 * int(hits[-1] * misses[-1])), tuple((misses / misses[-1]).tolist()),
+               tuple((hits / hits[-1]).tolist()))
