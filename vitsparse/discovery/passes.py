@@ -144,20 +144,26 @@ class Passes:
 
         ``value`` was computed from ``trace.logits`` with gradients on. ``rows`` as in the forward; None: all ones.
         """
+        return self.backward_each(trace, value, differences, rows).sum(0)
+
+    def backward_each(self, trace: Trace, value: Tensor, differences: Tensor, rows: Rows | None = None, *,
+                      again: bool = False) -> Tensor:
+        """:meth:`backward` image by image, [b, E] float64. ``again``: leave the trace as it is, for another one."""
         rows = self.all_ones if rows is None else rows
-        scores = torch.zeros(self.graph.num_edges, dtype=torch.float64, device=differences.device)
+        scores = differences.new_zeros((differences.shape[1], self.graph.num_edges), dtype=torch.float64)
         shared = torch.zeros_like(trace.leaf)  # dvalue/ds_i through readers of weight 1: the same for all i so far
         own = torch.zeros_like(differences) if any(row is not None for row in rows) else None
-        gradient = torch.autograd.grad(value, trace.leaf)[0][None]
+        gradient = torch.autograd.grad(value, trace.leaf, retain_graph=again)[0][None]
         for stage in reversed(range(self.num_stages + 1)):
             if stage < self.num_stages:
                 if trace.saved[stage] is None:
                     break
                 outputs = shared[None] if own is None else own[self.writes(stage)] + shared
                 gradient = self._stages[stage].backward(outputs, trace.saved[stage])
-                trace.saved[stage] = None
+                if not again:
+                    trace.saved[stage] = None
             before = differences[: self._readers[stage][0].fan_in]
-            scores[self.edges(stage)] = _inner_products(gradient, before)
+            scores[:, self.edges(stage)] = _inner_products(gradient, before)
             row = rows[stage]
             if row is None:
                 shared += gradient.sum(0)
@@ -194,6 +200,6 @@ class Passes:
 
 
 def _inner_products(gradients: Tensor, differences: Tensor) -> Tensor:
-    """[R * W] float64: <g_j, d_i> of [R, b, T, D] and [W, b, T, D]; sums over images are in float64."""
+    """[b, R * W] float64: <g_j, d_i> of [R, b, T, D] and [W, b, T, D], for each image."""
     products = torch.bmm(gradients.flatten(2).transpose(0, 1), differences.flatten(2).permute(1, 2, 0))
-    return products.double().sum(0).flatten()
+    return products.double().flatten(1)

@@ -1,0 +1,100 @@
+"""How a metric changes when edges change, to second order around a circuit, for any set of them together.
+
+With x the change of the edges' weights (-1: cut, +1: brought back), over the images b,
+
+    M(keep + x) - M(keep)  =  g . x  +  1/2 mean_b ( h_b . x )^2
+
+g is the gradient. The second part is the Gauss-Newton (here also Fisher) matrix of the softmax, J' (diag p - p p') J
+with J the Jacobian of the logits, from one random draw for each image:
+
+    h_b = J_b' v_b,   v = sqrt(p) z - p (sqrt(p) . z),   z standard normal,   so that  E[v v'] = diag p - p p'
+
+It is what makes sense of the dense model, where the gradient of KL is zero, and it sees that two heads which do the
+same must not both go. (LeCun, Denker and Solla, "Optimal Brain Damage", 1990; with the Fisher matrix over heads and
+neurons: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", 2022, arXiv:2204.09656.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..circuit import Graph
+from ..data.ranks import ranks
+from ..errors import InputError
+from ..evaluation.ablation import Ablation
+from ..evaluation.metrics import Metric
+from ..model.vit import ViT
+from .gradients import RULES, metric_sum
+from .passes import Part, Passes, Rows
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """``slope`` g [E] and ``response`` h [B, E] around one circuit; see the head of this module."""
+
+    slope: np.ndarray
+    response: np.ndarray
+
+    def gather(self, cells: np.ndarray, count: int) -> Quadratic:
+        """The same for ``count`` sets of edges that change together: ``cells`` [E] says which (-1: none)."""
+        inside = cells >= 0
+        response = np.zeros((len(self.response), count), dtype=self.response.dtype)
+        for row, values in zip(response, self.response[:, inside], strict=True):
+            row[:] = np.bincount(cells[inside], values, count)
+        return Quadratic(np.bincount(cells[inside], self.slope[inside], count), response)
+
+
+class Quadratics:
+    """Makes the :class:`Quadratic` of one circuit after another from the same images.
+
+    Only for ``metric`` "kl" and "ce", whose second derivative in the logits is that of the softmax, also among some
+    classes. Gradients must be off.
+    """
+
+    def __init__(self, model: ViT, batches: Iterable[tuple[Tensor, Tensor]], graph: Graph, ablation: Ablation,
+                 metric: Metric):
+        name, _, classes = metric.name.partition(" among ")
+        if name not in ("kl", "ce"):
+            raise InputError("this search needs a metric of probabilities", where="metric", expected="'kl' or 'ce'",
+                             found=repr(metric.name))
+        self._columns = [int(c) for c in classes.split(",")] if classes else list(range(model.num_classes))
+        self._passes, self._metric = Passes(model, graph, ablation, RULES["gradient"]), metric
+        self._batches = list(batches)
+        self._images = sum(len(images) for images, _ in self._batches)
+
+    def around(self, keep: np.ndarray, seed: int) -> Quadratic:
+        """The quadratic of the circuit ``keep`` (bool [E]); ``seed`` fixes the draws."""
+        passes, generator = self._passes, torch.Generator().manual_seed(seed)
+        rows = passes.rows(torch.from_numpy(keep.astype(np.float32)))
+        draws = torch.randn(self._images, len(self._columns), generator=generator, dtype=torch.float64)
+        slope = torch.zeros(passes.graph.num_edges, dtype=torch.float64)
+        response = torch.zeros(self._images, passes.graph.num_edges)
+        here, first = ranks(), 0
+        for index, (images, labels) in enumerate(self._batches):
+            if index % here.world == here.rank:
+                for part in passes.parts(images, labels):
+                    own = slice(first + part.images.start, first + part.images.stop)
+                    gradient, response[own] = self._part(part, rows, images, labels, draws[own].to(images.device))
+                    slope += gradient.sum(0).cpu()
+            first += len(images)
+        return Quadratic((here.sum(slope) / self._images).numpy(), here.sum(response).numpy())
+
+    def _part(self, part: Part, rows: Rows, images: Tensor, labels: Tensor | None,
+              draws: Tensor) -> tuple[Tensor, Tensor]:
+        """dM/dkeep and h [b, E] of the images of a part; ``draws`` [b, K] are standard normal."""
+        passes = self._passes
+        dense = passes.model(images[part.images])
+        trace = passes.forward(part, rows)
+        with torch.enable_grad():
+            value = metric_sum(self._metric, trace.logits, labels, dense, part.images)
+            logits = trace.logits.double()[:, self._columns]
+            root = logits.detach().softmax(-1).sqrt()
+            chosen = root * draws - root**2 * (root * draws).sum(-1, keepdim=True)
+            response = (logits * chosen).sum()
+        gradient = passes.backward_each(trace, value, part.differences, rows, again=True)
+        return gradient, passes.backward_each(trace, response, part.differences, rows)
