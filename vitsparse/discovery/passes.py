@@ -146,22 +146,20 @@ class Passes:
         """
         return self.backward_each(trace, value, differences, rows).sum(0)
 
-    def backward_each(self, trace: Trace, value: Tensor, differences: Tensor, rows: Rows | None = None, *,
-                      again: bool = False) -> Tensor:
-        """:meth:`backward` image by image, [b, E] float64. ``again``: leave the trace as it is, for another one."""
+    def backward_each(self, trace: Trace, value: Tensor, differences: Tensor, rows: Rows | None = None) -> Tensor:
+        """:meth:`backward` image by image, [b, E] float64."""
         rows = self.all_ones if rows is None else rows
         scores = differences.new_zeros((differences.shape[1], self.graph.num_edges), dtype=torch.float64)
         shared = torch.zeros_like(trace.leaf)  # dvalue/ds_i through readers of weight 1: the same for all i so far
         own = torch.zeros_like(differences) if any(row is not None for row in rows) else None
-        gradient = torch.autograd.grad(value, trace.leaf, retain_graph=again)[0][None]
+        gradient = torch.autograd.grad(value, trace.leaf)[0][None]
         for stage in reversed(range(self.num_stages + 1)):
             if stage < self.num_stages:
                 if trace.saved[stage] is None:
                     break
                 outputs = shared[None] if own is None else own[self.writes(stage)] + shared
                 gradient = self._stages[stage].backward(outputs, trace.saved[stage])
-                if not again:
-                    trace.saved[stage] = None
+                trace.saved[stage] = None
             before = differences[: self._readers[stage][0].fan_in]
             scores[:, self.edges(stage)] = _inner_products(gradient, before)
             row = rows[stage]

@@ -16,8 +16,10 @@ neurons: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers",
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,13 +90,19 @@ class Quadratics:
               draws: Tensor) -> tuple[Tensor, Tensor]:
         """dM/dkeep and h [b, E] of the images of a part; ``draws`` [b, K] are standard normal."""
         passes = self._passes
-        dense = passes.model(images[part.images])
-        trace = passes.forward(part, rows)
-        with torch.enable_grad():
-            value = metric_sum(self._metric, trace.logits, labels, dense, part.images)
-            logits = trace.logits.double()[:, self._columns]
+        dense, results = passes.model(images[part.images]), []
+        for function in (partial(metric_sum, self._metric), self._drawn(draws)):
+            trace = passes.forward(part, rows)
+            with torch.enable_grad():
+                value = function(trace.logits, labels, dense, part.images)
+            results.append(passes.backward_each(trace, value, part.differences, rows))
+        return results[0], results[1]
+
+    def _drawn(self, draws: Tensor) -> Callable[..., Tensor]:
+        """<v, logits>, summed over the images; see the head of this module for v."""
+        def product(logits: Tensor, *_: Any) -> Tensor:
+            logits = logits.double()[:, self._columns]
             root = logits.detach().softmax(-1).sqrt()
-            chosen = root * draws - root**2 * (root * draws).sum(-1, keepdim=True)
-            response = (logits * chosen).sum()
-        gradient = passes.backward_each(trace, value, part.differences, rows, again=True)
-        return gradient, passes.backward_each(trace, response, part.differences, rows)
+            return (logits * (root * draws - root**2 * (root * draws).sum(-1, keepdim=True))).sum()
+
+        return product
