@@ -53,7 +53,7 @@ def test_every_granularity_sees_the_same_wiring():
 
 
 def test_a_circuit_attends_and_has_nonlinear_parts_and_distractors():
-    planted = random_planted(0, heads=3)
+    planted = random_planted(3, heads=3)
     stack = planted.model(planted.images, intermediates=["blocks.0.mlp.out", "blocks.1.mlp.out"])[1]
     assert any(f"->m{layer}" in name for name in planted.circuit.kept for layer in range(2))
     dead = [name for name in planted.circuit.dead if name.startswith("m")]
