@@ -109,6 +109,20 @@ def test_nodes_look_dead_constant_or_live():
     assert "2 of 4 heads live, 1 constant, 1 dead" in texts
 
 
+def test_of_operators_the_sub_blocks_are_drawn():
+    graph = Graph(2, 3, "operator")
+    cut = {"b0.q->b0.matmul", "b0.add->b0.norm2", "b1.in->b1.add", "b1.fc2->b1.drop2"}
+    figure = draw_circuit(Circuit(graph, [name not in cut for name in graph.edge_names]))
+    looks = {name: (marker(figure, name).get_marker(), marker(figure, name).get_markerfacecolor())
+             for name in ("a0", "m0", "a1", "m1")}
+    assert looks == {"a0": ("o", "white"), "m0": ("D", "white"), "a1": ("o", style.BLUE), "m1": ("o", "white")}
+    assert marker(figure, "a0").get_markeredgecolor() == style.BLUE != marker(figure, "m1").get_markeredgecolor()
+    assert (count(figure, "kept"), count(figure, "leads nowhere")) == (5, 1)  # all into a0 and a1, a1->logits; a1->m1
+    texts = " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert "94 of 98 edges kept" in texts
+    assert "2 of 2 attentions live, 1 of them uniform" in texts
+
+
 def test_readers_of_several_nodes_are_bars():
     bars = {graph: sum(len(line.get_xdata()) == 2 for line in draw_circuit(Circuit.full(graph)).axes[0].lines)
             for graph in (Graph(3, 2), Graph(3, 2, "layer"), Graph(3, 2, "head", 4), Graph(3, 2, "layer", 4))}

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..circuit.circuit import Circuit
 from ..circuit.graph import Graph, Reader, Sender
-from ..circuit.liveness import reaches_logits
+from ..circuit.liveness import of_stream, reaches_logits
+from ..circuit.operator import OPERATOR
 from .style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, house_style, new_figure
 
 if TYPE_CHECKING:
@@ -40,14 +41,16 @@ def draw_circuit(circuit: Circuit, title: str = "") -> Figure:
 
     Nodes: filled where live, hollow and grey where dead (no path to ``logits``), hollow diamonds where constant (no
     path from ``input``). Lines get thinner and lighter the more there are, so that ten edges and
-    five thousand both read.
+    five thousand both read. Of a circuit of operators the picture shows the sub-blocks: which of them still reach
+    which; attentions that weigh all tokens alike are hollow.
     """
-    graph = circuit.graph
+    shown = Circuit(*of_stream(circuit.graph, circuit.keep))
+    graph = shown.graph
     layout = _lay_out(graph)
     with house_style():
         width = min(max(9.0, 3.0 + 0.8 * _LAYER_WIDTH * graph.depth), 18.0)
         figure, (axes,) = new_figure(width, min(2.2 + 0.6 * layout.height, 10.0))
-        _draw_edges(axes, circuit, layout)
+        _draw_edges(axes, shown, layout)
         _draw_nodes(axes, circuit, layout)
         _label(axes, circuit, layout, title)
     return figure
@@ -137,21 +140,21 @@ def _curve(start: Point, end: Point) -> np.ndarray:
 
 
 def _draw_nodes(axes: Axes, circuit: Circuit, layout: _Layout) -> None:
-    graph, dead, constant = circuit.graph, set(circuit.dead), set(circuit.constant)
-    for node, (x, y) in zip(graph.sender_nodes, layout.senders, strict=True):
-        style = _node_style(_COLORS[node.kind], node.name in dead, node.name in constant)
+    states = {name: state for state in ("dead", "constant", "uniform") for name in getattr(circuit, state)}
+    for node, (x, y) in zip(circuit.graph.sender_nodes, layout.senders, strict=True):
+        style = _node_style(_COLORS[node.kind], states.get(node.name, "live"))
         axes.plot(x, y, linestyle="none", zorder=4, gid=node.name, **style)
     axes.plot(*layout.logits, linestyle="none", marker="s", markersize=9, color=INK, zorder=4, gid="logits")
     for x, low, high in layout.bars:
         axes.plot([x, x], [low, high], color=MUTED, linewidth=1.6, solid_capstyle="round", zorder=3)
 
 
-def _node_style(color: str, dead: bool, constant: bool) -> dict[str, object]:
-    if dead:
+def _node_style(color: str, state: str) -> dict[str, object]:
+    if state == "dead":
         return {"marker": "o", "markersize": 6.5, "markerfacecolor": "white", "markeredgecolor": "#B8B8B8"}
-    if constant:
-        return {"marker": "D", "markersize": 6.5, "markerfacecolor": "white", "markeredgecolor": color,
-                "markeredgewidth": 1.6}
+    if state in ("constant", "uniform"):
+        return {"marker": "D" if state == "constant" else "o", "markersize": 6.5, "markerfacecolor": "white",
+                "markeredgecolor": color, "markeredgewidth": 1.6}
     return {"marker": "o", "markersize": 8.5, "markerfacecolor": color, "markeredgecolor": "white",
             "markeredgewidth": 0.8}
 
@@ -174,8 +177,9 @@ def _label(axes: Axes, circuit: Circuit, layout: _Layout, title: str) -> None:
     axes.text(0, 1.0, _summary(circuit), transform=axes.transAxes, color=MUTED, va="bottom")
     axes.set(xlim=(x - 0.5, end + 0.5), ylim=(low - 0.75, top + 0.45))
     axes.set_axis_off()
-    axes.legend(handles=_legend(graph), loc="upper center", bbox_to_anchor=(0.5, 0.02), columnspacing=1.4,
-                ncols=9 if graph.depth > 4 else 5, handletextpad=0.5)
+    handles = _legend(graph)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.02), columnspacing=1.4,
+                ncols=len(handles) if graph.depth > 4 else 5, handletextpad=0.5)
 
 
 def _summary(circuit: Circuit) -> str:
@@ -186,8 +190,9 @@ def _summary(circuit: Circuit) -> str:
     for kind, plural in kinds.items():
         names = {node.name for node in graph.sender_nodes if node.kind == kind}
         if names:
-            gone, fixed = len(names & dead), len(names & constant)
+            gone, fixed, even = len(names & dead), len(names & constant), len(names & set(circuit.uniform))
             states = [f"{len(names) - gone - fixed} of {len(names)} {plural} live"]
+            states += [f"{even} of them uniform"] * (even > 0)
             states += [f"{fixed} constant"] * (fixed > 0) + [f"{gone} dead"] * (gone > 0)
             parts.append(", ".join(states))
     return "   ·   ".join(parts)
@@ -196,12 +201,13 @@ def _summary(circuit: Circuit) -> str:
 def _legend(graph: Graph) -> list:
     from matplotlib.lines import Line2D
 
-    attention = "attention" if graph.granularity == "block" else "head"
+    attention = "attention" if graph.granularity in ("block", OPERATOR) else "head"
     mlp = "MLP" if graph.mlp_groups == 1 else "MLP group"
-    nodes = ((attention, BLUE, False, False), (mlp, ORANGE, False, False), ("constant", MUTED, False, True),
-             ("dead", MUTED, True, False))
-    handles = [Line2D([], [], linestyle="none", label=label, **_node_style(color, dead, constant))
-               for label, color, dead, constant in nodes]
+    nodes = [(attention, BLUE, "live"), (mlp, ORANGE, "live"), ("constant", MUTED, "constant"), ("dead", MUTED, "dead")]
+    if graph.granularity == OPERATOR:
+        nodes.insert(1, ("uniform attention", BLUE, "uniform"))
+    handles = [Line2D([], [], linestyle="none", label=label, **_node_style(color, state))
+               for label, color, state in nodes]
     lines = (("from input", GREEN, "-"), (f"from {attention}", BLUE, "-"), (f"from {mlp}", ORANGE, "-"),
              ("leads nowhere", MUTED, "--"), ("cut", FAINT, "-"))
     return handles + [Line2D([], [], color=color, linestyle=style, linewidth=1.4, label=label)
