@@ -79,9 +79,10 @@ class Attribution:
         sums.close_round(seen)
         if not sums.images:
             raise InputError("there are no images to score with", where="batches", expected="at least one batch")
-        sums.save()
         about = {field: value for field, value in search.items() if field not in ("graph", "data", "device")}
-        return EdgeScores(self.graph, (-sums.total / sums.images).numpy(), {**about, "images": sums.images})
+        scores = EdgeScores(self.graph, (-sums.total / sums.images).numpy(), {**about, "images": sums.images})
+        sums.save()
+        return scores
 
     def _contribution(self, contribution: Contribution, images: Tensor, labels: Any, where: str) -> Tensor:
         if self.metric.needs_labels:
