@@ -140,6 +140,7 @@ def doubled(data: dict) -> str:
     (lambda data: scored(0)(data).replace('"score": 0,', f'"score": {"7" * 5000},'), "", "not valid JSON"),
     (scored("1.0"), ": edges: m0->m1", "a finite number"),
     (scored(True), ": edges: m0->m1", "a finite number"),
+    (changed("edges", **{"m0->m1": {"score": 1.0, "in_graph": True, "neurons": []}}), ": edges: m0->m1", "has a score"),
     (scored(1.0, 1), ": edges: m0->m1", "true or false"),
 ])
 def test_damaged_files_name_file_and_field(tmp_path, damaged, field, message):
@@ -156,5 +157,13 @@ def test_other_files_are_told_apart(tmp_path):
     Circuit.full(GRAPH).save(tmp_path / "circuit.json")
     with pytest.raises(InputError, match=r"not a JSON file of the EAP-IG.*\n.*circuit\.json[\s\S]*found: \['format'"):
         EdgeScores.load(tmp_path / "circuit.json")
+    scores = EdgeScores(GRAPH, range(GRAPH.num_edges))
+    scores.save(tmp_path / "scores.json")  # whatever its name; and with a header whose length begins like a JSON object
+    data = (tmp_path / "scores.json").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    more = (ord("{") - size) % 256
+    (tmp_path / "scores.json").write_bytes((size + more).to_bytes(8, "little") + data[8: 8 + size] + b" " * more
+                                           + data[8 + size:])
+    assert np.array_equal(EdgeScores.load(tmp_path / "scores.json").values, scores.values)
     with pytest.raises(MissingFile):
         EdgeScores.load(tmp_path / "absent.json")

@@ -84,6 +84,12 @@ def test_greedy_takes_a_weak_edge_that_leads_somewhere_before_a_strong_one_that_
     assert scores.greedy(2).provenance["selection"] == "greedy"
 
 
+def test_an_operator_graph_does_not_grow():
+    graph = Graph(1, 1, "operator")
+    with pytest.raises(InputError, match="cannot be done with an operator graph"):
+        EdgeScores(graph, np.zeros(graph.num_edges)).greedy(3)
+
+
 def test_a_choice_carries_where_it_comes_from():
     ablation = {"kind": "zero", "sha256": None}
     scores = EdgeScores(GRAPH, range(6), {"method": "eap", "ablation": ablation})

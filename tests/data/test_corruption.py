@@ -110,6 +110,12 @@ def test_noise_has_its_size_and_differs_between_images():
     assert torch.corrcoef(noise.flatten(1)).fill_diagonal_(0).abs().max() < 0.05
 
 
+def test_mirrored_images_are_other_images():
+    images = images_of(2)
+    mirrored = Noise()(images.flip(-1)) - images.flip(-1)
+    assert not torch.allclose(mirrored, Noise()(images) - images, atol=0.1)
+
+
 def test_the_mean_image_does_not_depend_on_the_batches():
     images = images_of(7)
     mean = MeanImage.of([(images[:3], None), (images[3:], None)])

@@ -93,6 +93,23 @@ def test_a_direction_that_layernorm_removes_scores_nothing():
     assert values[gone].max() < 1e-6 * values[~gone].min()
 
 
+def test_subspaces_that_do_not_meet_score_nothing():
+    """Heads write into one subspace and MLPs read another; rounding leaves squares a little below zero."""
+    model = make_model(CONFIG, dtype=torch.float64)
+    mixed = torch.randn(15, 15, dtype=torch.float64)
+    mixed[:, 0] = 1.0
+    basis = torch.linalg.qr(mixed)[0][:, 1:]  # of the directions that a LayerNorm leaves
+    with torch.no_grad():
+        for block in model.blocks:
+            block.norm2.weight.fill_(1.0)
+            block.attn.proj.weight.copy_(basis[:, :7] @ block.attn.proj.weight[:7])
+            block.mlp.fc1.weight.copy_(block.mlp.fc1.weight[:, :7] @ basis[:, 7:].T)
+    graph = Graph.of(model)
+    values = scores_of(model, graph)
+    apart = np.array([name.startswith("a") and "->m" in name for name in graph.edge_names])
+    assert values[apart].max() < 1e-6 < values[~apart].min()
+
+
 def test_nothing_is_measured_and_scores_say_so():
     model, graph = make_model(CONFIG), Graph(2, 3)
     ablation = make_ablation(model, graph, "mean")

@@ -37,6 +37,14 @@ def test_scores_say_where_they_come_from(tmp_path):
     assert dict(scores.top_k(10).ablation) == loaded["ablation"] == ablation.describe()
 
 
+def test_any_graph_has_random_scores():
+    model = make_model(CONFIG)
+    for granularity in ("head", "layer", "block", "operator"):
+        graph = Graph.of(model, granularity=granularity)
+        scores = random(model, graph=graph, ablation=make_ablation(model, Graph.of(model), "zero"))
+        assert scores.top_k(7).num_kept == 7
+
+
 def test_a_graph_of_another_model_is_refused():
     model = make_model(CONFIG)
     with pytest.raises(InputError, match="model of another shape"):

@@ -25,6 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..circuit import EdgeScores, Graph, Reader, Sender
+from ..circuit.operator import OPERATOR
 from ..errors import InputError
 from ..evaluation.ablation import Ablation, fingerprint
 from ..evaluation.metrics import Metric
@@ -44,7 +45,7 @@ def magnitude(model: ViT, batches: Iterable[tuple[Tensor, Tensor]] | None = None
     granularity ``"operator"``, whose edges lead through operators without weights.
     """
     check_fits(model, graph)
-    if graph.granularity == "operator":
+    if graph.granularity == OPERATOR:
         raise InputError("operators have no weights to measure", where="graph", found=graph,
                          expected="a graph of heads and MLPs", remedy="use exact, acdc or random on this graph")
     # |A B|^2 = <A'A, BB'>: with one [D, D] matrix per reader and per sender, all edges are one product.
