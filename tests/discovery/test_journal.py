@@ -174,7 +174,7 @@ def test_a_metric_comes_back_bit_by_bit(tmp_path, metric):
     with Journal(path, {}, ORDER) as journal:
         journal.record(Decision("c", True, metric))
     with Journal(path, {}, ORDER) as journal:
-        back, = journal.decisions
+        back, = journal.lines
     finite = metric - metric == 0
     assert back.metric.hex() == metric.hex() if finite else back.metric != back.metric
 
@@ -184,7 +184,7 @@ def test_two_searches_do_not_share_a_journal(tmp_path):
     with Journal(path, {}, ORDER), pytest.raises(InputError, match="in use by another process"):
         Journal(path, {}, ORDER)
     with Journal(path, {}, ORDER) as journal:
-        assert journal.decisions == []
+        assert journal.lines == []
 
 
 @pytest.mark.parametrize("fails", ["write", "fsync"])

@@ -1,14 +1,14 @@
-"""The journal of a search: an append-only file of decisions, so that a killed search goes on where it was.
+"""The journal of a search: an append-only file of what it found about each edge, so that a killed one goes on.
 
-JSON lines. The header says which search it is, then one line per decided edge in the order of the search:
+JSON lines. The header says which search it is, then one line per edge in the order of the search:
 
     {"format": "vitsparse.journal", "version": 1, "search": {"method": "acdc", "threshold": 0.05, ...}}
     {"edge": "m5->logits", "kept": false, "metric": 0.000123}
 
 ``metric`` is that of the circuit with the edge cut (null where it was no finite number); JSON numbers give a float
-back bit by bit. Every line reaches the operating system before the next edge is tried, so killing the process loses
-nothing; it reaches the disk at least every :data:`SYNC_SECONDS`. A last line without its end is what a crash leaves: it
-is ignored.
+back bit by bit. A method that measures and does not decide writes ``{"edge": ..., "score": ...}``. Every line reaches
+the operating system before the next edge is tried, so killing the process loses nothing; it reaches the disk at least
+every :data:`SYNC_SECONDS`. A last line without its end is what a crash leaves: it is ignored.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..circuit.files import write_text
+from ..data.ranks import ranks
 from ..errors import InputError
 
 FORMAT, VERSION = "vitsparse.journal", 1
@@ -34,41 +35,63 @@ SYNC_SECONDS = 1.0
 class Decision:
     """One line: was ``edge`` kept, and ``metric`` of the circuit without it (NaN where it was no finite number)."""
 
+    TYPES: ClassVar = {"kept": bool, "metric": float}
+
     edge: str
     kept: bool
     metric: float
 
+    @property
+    def holds(self) -> bool:
+        """Whether it can be: only an edge that was kept has no metric."""
+        return self.kept or math.isfinite(self.metric)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line: how much cutting ``edge`` alone hurts."""
+
+    TYPES: ClassVar = {"score": float}
+
+    edge: str
+    score: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it can be."""
+        return math.isfinite(self.score)
+
 
 class Journal:
-    """An open journal: ``decisions`` made by earlier runs, and :meth:`record` for the next ones. A context manager.
+    """An open journal: ``lines`` written by earlier runs, and :meth:`record` for the next ones. A context manager.
 
-    ``search`` identifies the search in plain JSON values; ``order`` names the edges in the order of the search. Raises
-    :class:`InputError` when the file is no journal, is damaged, is of another search, or is being written by another
-    process; ``OSError`` when the disk is full, with everything recorded before safe.
+    ``search`` identifies the search in plain JSON values; ``order`` names the edges in the order of the search;
+    ``kind`` is what a line says. With ``path`` None nothing is read or written. Under torchrun the first rank reads and
+    writes, and tells the others. Raises :class:`InputError` when the file is no journal, is damaged, is of another
+    search, or is being written by another process; ``OSError`` when the disk is full, with everything recorded before
+    safe.
     """
 
-    def __init__(self, path: str | os.PathLike, search: Mapping[str, Any], order: Sequence[str]):
-        self.path = Path(path)
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            # Written under another name and renamed, so that a journal never exists without its whole header.
-            write_text(self.path, _line({"format": FORMAT, "version": VERSION, "search": dict(search)}))
-        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND)
-        self._synced = time.monotonic()
-        try:
-            self._lock()
-            self.decisions = self._read(search, order)
-        except BaseException:
-            os.close(self._file)
-            raise
+    def __init__(self, path: str | os.PathLike | None, search: Mapping[str, Any], order: Sequence[str],
+                 kind: type[Decision] | type[Score] = Decision):
+        self._kind, self._file, self.lines = kind, None, []
+        if path is not None and ranks().is_first:
+            self._open(Path(path), search, order)
+        numbers = ranks().gather([number for line in self.lines for number in astuple(line)[1:]])[0]
+        rows = zip(*(numbers[first:: len(kind.TYPES)] for first in range(len(kind.TYPES))))
+        self.lines = [kind(edge, *(make(number) for make, number in zip(kind.TYPES.values(), row)))
+                      for edge, row in zip(order, rows)]
 
-    def record(self, decision: Decision) -> None:
-        """Append one decision."""
-        metric = decision.metric if math.isfinite(decision.metric) else None
-        line = _line({"edge": decision.edge, "kept": decision.kept, "metric": metric}).encode()
+    def record(self, line: Decision | Score) -> None:
+        """Append one line."""
+        if self._file is None:
+            return
+        text = _line({name: None if isinstance(value, float) and not math.isfinite(value) else value
+                      for name, value in asdict(line).items()}).encode()
         try:
-            written = os.write(self._file, line)
-            if written < len(line):  # a disk that fills up takes the first part; asking again says why
-                os.write(self._file, line[written:])
+            written = os.write(self._file, text)
+            if written < len(text):  # a disk that fills up takes the first part; asking again says why
+                os.write(self._file, text[written:])
             if time.monotonic() - self._synced >= SYNC_SECONDS:
                 self._sync()
         except OSError as error:
@@ -79,11 +102,27 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._file is None:
+            return
         try:
             if kind is None:
                 self._sync()
         finally:
             os.close(self._file)
+
+    def _open(self, path: Path, search: Mapping[str, Any], order: Sequence[str]) -> None:
+        self.path = path
+        if not path.exists() or path.stat().st_size == 0:
+            # Written under another name and renamed, so that a journal never exists without its whole header.
+            write_text(path, _line({"format": FORMAT, "version": VERSION, "search": dict(search)}))
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND)
+        self._synced = time.monotonic()
+        try:
+            self._lock()
+            self.lines = self._read(search, order)
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def _sync(self) -> None:
         os.fsync(self._file)
@@ -96,15 +135,15 @@ class Journal:
             raise InputError("the journal is in use by another process", where=self.path,
                              remedy="wait for that search, or give this one its own journal") from error
 
-    def _read(self, search: Mapping[str, Any], order: Sequence[str]) -> list[Decision]:
+    def _read(self, search: Mapping[str, Any], order: Sequence[str]) -> list[Decision] | list[Score]:
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
         lines = content[:whole].split(b"\n")[:-1]
         self._check_header(lines[0] if lines else b"", search)
-        decisions = [self._decision(line, number, order) for number, line in enumerate(lines[1:])]
+        found = [self._parsed(line, number, order) for number, line in enumerate(lines[1:])]
         if whole < len(content):
             os.ftruncate(self._file, whole)
-        return decisions
+        return found
 
     def _check_header(self, line: bytes, search: Mapping[str, Any]) -> None:
         header = _parse(line)
@@ -122,21 +161,23 @@ class Journal:
                                  found=f"{written.get(field)} (the journal)",
                                  remedy="search as then, or give a path that does not exist yet")
 
-    def _decision(self, line: bytes, number: int, order: Sequence[str]) -> Decision:
-        entry = _parse(line)
-        edge = order[number] if number < len(order) else None
-        if not _is_decision(entry) or entry["edge"] != edge:
+    def _parsed(self, text: bytes, number: int, order: Sequence[str]) -> Decision | Score:
+        entry, edge = _parse(text), order[number] if number < len(order) else None
+        line = _from_entry(self._kind, entry)
+        if line is None or line.edge != edge:
             raise InputError("a line of the journal is damaged", where=f"{self.path}: line {number + 2}",
                              expected=f"a decision about {edge}" if edge else "no line after the last edge",
-                             found=line[:200].decode(errors="replace"), remedy="cut the file before this line")
-        return Decision(edge, entry["kept"], math.nan if entry["metric"] is None else entry["metric"])
+                             found=text[:200].decode(errors="replace"), remedy="cut the file before this line")
+        return line
 
 
-def _is_decision(entry: Any) -> bool:
-    if not isinstance(entry, dict) or set(entry) != {"edge", "kept", "metric"} or not isinstance(entry["kept"], bool):
-        return False
-    metric = entry["metric"]
-    return entry["kept"] if metric is None else isinstance(metric, float) and math.isfinite(metric)
+def _from_entry(kind: type[Decision] | type[Score], entry: Any) -> Decision | Score | None:
+    """The line that a JSON value says; None where it says none."""
+    if not isinstance(entry, dict) or set(entry) != {"edge", *kind.TYPES}:
+        return None
+    line = kind(**{name: math.nan if value is None else value for name, value in entry.items()})
+    fits = all(isinstance(getattr(line, name), expected) for name, expected in kind.TYPES.items())
+    return line if fits and line.holds else None
 
 
 def _line(entry: Mapping[str, Any]) -> str:
@@ -145,6 +186,10 @@ def _line(entry: Mapping[str, Any]) -> str:
 
 def _parse(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
