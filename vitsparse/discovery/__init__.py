@@ -9,7 +9,7 @@ from .magnitude import magnitude
 from .random import random
 from .relp import relp
 
-METHODS = {"acdc": acdc, "eap": eap, "eap_ig": eap_ig, "edge_pruning": edge_pruning, "exact": exact, "magnitude": magnitude,
-           "random": random, "relp": relp}
+METHODS = {"acdc": acdc, "eap": eap, "eap_ig": eap_ig, "edge_pruning": edge_pruning, "exact": exact,
+           "magnitude": magnitude, "random": random, "relp": relp}
 
 __all__ = ["METHODS", "acdc", "eap", "eap_ig", "edge_pruning", "exact", "magnitude", "random", "relp"]
