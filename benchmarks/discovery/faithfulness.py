@@ -11,24 +11,26 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitsparse import Ablation, Circuit, EdgeScores, Graph, ViT, data
+from vitsparse import Ablation, EdgeScores, Graph, ViT, data
 from vitsparse.circuit.files import read_json, write_json, write_text
 from vitsparse.data import Batches
 from vitsparse.discovery import METHODS
 from vitsparse.discovery.identity import check_same_search, data_digest, identity
-from vitsparse.evaluation.faithfulness import Curve, faithfulness_curve
+from vitsparse.evaluation.faithfulness import Curve, completeness, faithfulness_curve
 from vitsparse.evaluation.latency import machine_facts
+from vitsparse.evaluation.stability import stability
 from vitsparse.model.weights import load_pretrained
 from vitsparse.report import draw_faithfulness, save_figure
 
 THRESHOLDS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Of ACDC, in nats of KL."""
+NAMES = ("exact", "acdc", "edge_pruning", "eap_ig", "eap", "relp", "magnitude", "random")
 SEARCH_METRIC = {"eap": "ce", "relp": "ce"}
 """The others search with the metric of the table; these two differentiate at the dense model, where KL is flat."""
 
@@ -45,12 +47,31 @@ class Task:
     judge: Batches
 
 
-def curve_of(task: Task, name: str, folder: Path, select: str) -> tuple[Curve, float]:
-    """The curve of the method ``name``, searched anew or read from ``folder``, and the seconds its search took."""
-    scores, seconds = stored_scores(task, name, folder)
+def row_of(task: Task, name: str, a: argparse.Namespace) -> tuple[dict[str, Any], Curve]:
+    """What the table says of the method ``name``, and its curve."""
+    scores, seconds = stored_scores(task, name, a.out / "scores")
+    select = getattr(EdgeScores, a.select)
     curve = faithfulness_curve(task.model, task.judge, scores, ablation=task.ablation, metric=task.metric,
-                               select=getattr(EdgeScores, select))
-    return curve, seconds
+                               select=select)
+    fifth = select(scores, int(0.2 * task.graph.num_edges))
+    row = {"method": name, "cpr": round(curve.cpr, 4), "cmd": round(curve.cmd, 4),
+           "f at 5 %": round(at(curve, curve.faithfulness, 0.05), 4),
+           "f at 20 %": round(at(curve, curve.faithfulness, 0.2), 4),
+           "accuracy at 20 %": round(at(curve, curve.accuracy, 0.2), 4)}
+    if a.knockouts:
+        found = completeness(task.model, task.judge, fifth, ablation=task.ablation, metric=task.metric,
+                             knockouts=a.knockouts)
+        row["completeness gap at 20 %"] = round(found.mean, 4)
+    if a.runs:
+        found = stability(lambda batches: select(search_scores(replace(task, search=batches), name), fifth.num_kept),
+                          task.search, runs=a.runs)
+        row["Jaccard at 20 %"] = "{:.2f} [{:.2f}, {:.2f}]".format(found.mean, *found.interval)
+    return {**row, "seconds": round(seconds, 2), "images": task.search.num_images}, curve
+
+
+def at(curve: Curve, values: tuple[float, ...], fraction: float) -> float:
+    """The entry of ``values`` at that fraction of the edges."""
+    return values[curve.fractions.index(fraction)]
 
 
 def stored_scores(task: Task, name: str, folder: Path) -> tuple[EdgeScores, float]:
@@ -64,44 +85,29 @@ def stored_scores(task: Task, name: str, folder: Path) -> tuple[EdgeScores, floa
         check_same_search(stored["search"], search, facts)
         return EdgeScores.load(path), stored["seconds"]
     start = time.perf_counter()
-    scores = acdc_scores(task, folder) if name == "acdc" else search_scores(task, name)
+    scores = search_scores(task, name, folder)
     seconds = time.perf_counter() - start
     scores.save(path)
     write_json(facts, {"search": search, "seconds": seconds})
     return scores, seconds
 
 
-def search_scores(task: Task, name: str) -> EdgeScores:
-    """What the method finds; a circuit ranks its edges before all others."""
-    found = METHODS[name](task.model, task.search, graph=task.graph, ablation=task.ablation,
-                          metric=SEARCH_METRIC.get(name, task.metric))
-    return EdgeScores(task.graph, found.keep, found.provenance) if isinstance(found, Circuit) else found
+def search_scores(task: Task, name: str, folder: Path | None = None) -> EdgeScores:
+    """What the method finds; ACDC keeps its journals in ``folder``.
 
+    ACDC decides, so an edge scores the lowest threshold at which it is cut, and twice the highest if it never is.
+    """
+    def run(**settings: Any) -> Any:
+        return METHODS[name](task.model, task.search, graph=task.graph, ablation=task.ablation,
+                             metric=SEARCH_METRIC.get(name, task.metric), **settings)
 
-def acdc_scores(task: Task, folder: Path) -> EdgeScores:
-    """An edge scores the lowest threshold at which it is cut; one that is never cut scores twice the highest."""
+    if name != "acdc":
+        return run()
     values = np.full(task.graph.num_edges, 2 * THRESHOLDS[-1])
     for threshold in reversed(THRESHOLDS):
-        circuit = METHODS["acdc"](task.model, task.search, graph=task.graph, ablation=task.ablation,
-                                  metric=task.metric, threshold=threshold, journal=folder / f"acdc-{threshold}.jsonl")
+        circuit = run(threshold=threshold, journal=folder and folder / f"acdc-{threshold}.jsonl")
         values[~circuit.keep] = threshold
     return EdgeScores(task.graph, values, {"method": "acdc", "thresholds": list(THRESHOLDS)})
-
-
-def rows_of(curves: dict[str, tuple[Curve, float]], images: int) -> list[dict[str, Any]]:
-    """One row per method, best area first."""
-    rows = [{"method": name, "cpr": round(curve.cpr, 4), "cmd": round(curve.cmd, 4),
-             "f_at_5%": round(at(curve, curve.faithfulness, 0.05), 4),
-             "f_at_20%": round(at(curve, curve.faithfulness, 0.2), 4),
-             "accuracy_at_20%": round(at(curve, curve.accuracy, 0.2), 4), "seconds": round(seconds, 2),
-             "images": images}
-            for name, (curve, seconds) in curves.items()]
-    return sorted(rows, key=lambda row: -row["cpr"])
-
-
-def at(curve: Curve, values: tuple[float, ...], fraction: float) -> float:
-    """The entry of ``values`` at that fraction of the edges."""
-    return values[curve.fractions.index(fraction)]
 
 
 def markdown(rows: list[dict[str, Any]], about: str) -> str:
@@ -117,13 +123,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", default="tiny_imagenet", choices=data.DATA_SETS)
     parser.add_argument("--root", type=Path, help="folder of the data set")
     parser.add_argument("--images", type=int, default=128, help="to search with, of the training split")
-    parser.add_argument("--judges", type=int, default=512, help="to judge with, of the validation split")
+    parser.add_argument("--judges", type=int, default=256, help="to judge with, of the validation split")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--granularity", default="head")
     parser.add_argument("--ablation", default="mean", choices=("zero", "mean"))
     parser.add_argument("--metric", default="kl")
     parser.add_argument("--select", default="top_k", choices=("top_k", "greedy"))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--knockouts", type=int, default=10, help="for completeness; 0: leave it out")
+    parser.add_argument("--runs", type=int, default=0, help="searches on bootstrap samples, for stability")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("results/faithfulness"))
     return parser.parse_args()
@@ -142,19 +150,21 @@ def task_of(a: argparse.Namespace) -> Task:
 def main() -> None:
     """Write faithfulness.json, .md, .png and .svg, and print the table."""
     a = arguments()
-    task, curves = task_of(a), {}
+    task, rows, curves = task_of(a), [], {}
     (a.out / "scores").mkdir(parents=True, exist_ok=True)
     for name in a.methods:
-        curves[name] = curve_of(task, name, a.out / "scores", a.select)
-        print(f"{name}: CPR {curves[name][0].cpr:.4f}, {curves[name][1]:.1f} s", flush=True)
-    rows, facts = rows_of(curves, a.images), machine_facts()
+        row, curves[name] = row_of(task, name, a)
+        rows.append(row)
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    rows.sort(key=lambda row: -row["cpr"])
+    facts = machine_facts()
     setting = (f"{task.graph}, {task.graph.num_edges} edges, {a.ablation} ablation, {a.metric}, {a.select}; judged on "
-               f"{a.judges} validation images. {facts['gpu'] or facts['cpu']}, torch {facts['torch']}.")
+               f"{task.judge.num_images} validation images. {facts['gpu'] or facts['cpu']}, torch {facts['torch']}.")
     write_json(a.out / "faithfulness.json", {
-        "rows": rows, "curves": {name: curve.as_dict() for name, (curve, _) in curves.items()}, "setting": setting,
+        "rows": rows, "curves": {name: curve.as_dict() for name, curve in curves.items()}, "setting": setting,
         "machine": facts})
     write_text(a.out / "faithfulness.md", markdown(rows, setting))
-    save_figure(draw_faithfulness({name: curve for name, (curve, _) in curves.items()}), a.out / "faithfulness")
+    save_figure(draw_faithfulness(curves), a.out / "faithfulness")
     print(markdown(rows, setting))
 
 

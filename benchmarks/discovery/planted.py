@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks.discovery.faithfulness import SEARCH_METRIC
+from benchmarks.discovery.faithfulness import NAMES, SEARCH_METRIC
 from vitsparse import Ablation, Circuit, EdgeScores
 from vitsparse.discovery import METHODS
 from vitsparse.evaluation.planted import MIN_EFFECT, Planted, random_planted
@@ -19,7 +19,6 @@ from vitsparse.evaluation.roc import roc
 
 SHAPES = ({"depth": 2, "heads": 2}, {"depth": 3, "heads": 2, "granularity": "qkv"}, {"depth": 3, "heads": 3})
 SEEDS = range(3)
-NAMES = ("exact", "acdc", "edge_pruning", "eap_ig", "eap", "relp", "magnitude", "random")
 
 
 def rows() -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..circuit import GRANULARITIES, Circuit, EdgeScores, Graph
+from ..circuit.liveness import reaches_logits
 from ..errors import InputError
 from ..model.edgewise import Edgewise, ablation_constants, check_fits, edge_weights, edgewise_forward
 from ..model.vit import ViT
@@ -145,7 +146,8 @@ def circuit_metrics(model: ViT, batches: Iterable[tuple[Tensor, Tensor | None]],
                     graph: Graph, ablation: Ablation, metrics: Sequence[str | Metric] = ("kl",)) -> np.ndarray:
     """[metrics, circuits] float64: means over all images of ``metrics`` for each of ``keeps`` (bool or float [E]).
 
-    What the circuits share is computed once per batch: the dense logits, the embedding and the ablation constants.
+    What the circuits share is computed once per batch (the dense logits, the embedding, the ablation constants), and
+    sub-blocks that nobody reads are left out.
     Raises :class:`InputError` for a graph of another shape, batches that are one-shot or empty, an unknown metric, and
     labels that are missing where a metric needs them.
     """
@@ -174,7 +176,17 @@ def _forward(model: ViT, images: Tensor, labels: Any, graph: Graph, ablation: Ab
         return lambda keep: edgewise_forward(model, images, keep, graph=graph, ablation=ablation)
     edgewise = Edgewise(model, graph, ablation_constants(model, images, graph=graph, ablation=ablation, labels=labels))
     stack = edgewise.start(images)
-    return lambda keep: edgewise.resume(stack, 0, keep)
+    stack.put(1, torch.zeros_like(stack.first(1)).expand(len(graph.senders) - 1, -1, -1, -1))
+
+    def forward(keep: Tensor) -> Tensor:
+        # A stage that nobody reads has weight 0 wherever it counts, so what it wrote for another circuit may stay.
+        alive = reaches_logits(graph, (keep != 0).cpu().numpy())
+        for stage in range(edgewise.num_stages - 1):
+            if alive[edgewise.writes(stage)].any():
+                edgewise.run_stage(stack, stage, keep)
+        return edgewise.logits(stack, keep)
+
+    return forward
 
 
 def _has_labels(batches: Any) -> bool:
