@@ -39,6 +39,7 @@ def test_every_verb_explains_itself(verb, capsys):
     assert status([verb, "--help"]) == 0
     page = capsys.readouterr().out
     assert f"vitsparse {verb}" in page
+    assert not any(flag in page for flag in ("--train.seed", "--finetune.seed", "--train.distill_weight"))
     if verb != "doctor":
         assert all(flag in page for flag in ("--config", "--preset", "--seed", "--device", "--out", "--resume"))
 
@@ -110,6 +111,12 @@ def test_an_output_that_is_a_file_is_left_alone(tmp_path, capsys):
 def test_debug_shows_the_traceback():
     with pytest.raises(InputError):
         main(["trian", "--debug"])
+
+
+def test_only_the_first_rank_does_what_is_not_shared(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(data_verb, "main", lambda _: pytest.fail("the first rank does this"))
+    assert main(["data"]) == 0
 
 
 @pytest.mark.parametrize("cause", [None, KeyboardInterrupt()])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.cli.tiny import BENCH, DATA, DISCOVER, EVERYTHING, FINETUNE
 from vitsparse.circuit import Circuit
 from vitsparse.circuit.files import read_tensors
 from vitsparse.cli import main
@@ -20,24 +21,7 @@ from vitsparse.model.weights import load_pretrained
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
-DATA = ["--data.train_images", "64", "--data.eval_images", "40"]
-MODEL = ["--model.depth", "2", "--model.num_heads", "2", "--model.embed_dim", "16", "--model.patch_size", "4"]
-TRAIN = ["--train.epochs", "2", "--train.batch_size", "32", "--train.warmup_epochs", "0", "--train.record_every", "2"]
-DISCOVER = ["--discover.granularity", "block", "--discover.mlp_groups", "1", "--discover.images", "32",
-            "--discover.threshold", "1e-6"]
-FINETUNE = ["--finetune.epochs", "1", "--finetune.batch_size", "32"]
-BENCH = ["--bench.batches", "1", "3", "--bench.repeats", "3", "--bench.min_seconds", "0",
-         "--bench.baselines", "eager"]
-EVERYTHING = [*DATA, *MODEL, *TRAIN, *DISCOVER, *FINETUNE, *BENCH, "--device", "cpu"]
 STEPS = ["train", "discover", "sparsify", "finetune", "evaluate"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """The folder of a finished run."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["run", "--out", str(out), *EVERYTHING]) == 0
-    return out
 
 
 @pytest.fixture
@@ -135,6 +119,44 @@ def test_resume_goes_on_after_the_step_that_failed(copy, capsys, monkeypatch):
     assert "No space left on device" in capsys.readouterr().err
     monkeypatch.undo()
     assert resume(copy, capsys) == ["sparsify"]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--data.train_images", "0"], "data.train_images"),
+    (["--data.name", "tiny_imagenet"], "where its images are"),
+    (["--model.patch_size", "3"], "patch_size"),
+    (["--discover.ablation", "counterfactual", "--discover.corruption", "blur"], "cannot be compiled"),
+])
+def test_bad_input_leaves_a_finished_run_as_it_was(copy, capsys, flags, message):
+    before = state(copy)
+    assert main(["run", "--out", str(copy), *EVERYTHING, *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert state(copy) == before
+
+
+def test_a_circuit_that_keeps_nothing_ends_with_a_note(copy, capsys):
+    done = resume(copy, capsys, "--discover.threshold", "100")
+    assert done == STEPS[1:]
+    assert Circuit.load(copy / "circuit.json").num_kept == 0
+    assert_same_weights(copy / "pruned", copy / "finetuned")
+    rows = json.loads((copy / "results.json").read_text())["rows"]
+    assert rows["finetuned"]["loss"] == rows["pruned"]["loss"]
+    assert resume(copy, capsys, "--discover.threshold", "100") == []
+
+
+def in_ranks(out: str, flags: list[str]) -> int:
+    return main(["run", "--out", out, *flags])
+
+
+def test_two_ranks_go_the_road_together(two_ranks, finished, tmp_path):
+    assert two_ranks("tests.cli.test_run:in_ranks", str(tmp_path / "out"), EVERYTHING) == [0, 0]
+    names = [path.relative_to(finished) for path in finished.rglob("*") if path.is_file()]
+    assert sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*")
+                  if path.is_file()) == sorted(names)
+    alone, together = ([row.split(",")[3:6:2] for row in (out / "dense/metrics.csv").read_text().splitlines()[1:]]
+                       for out in (finished, tmp_path / "out"))
+    np.testing.assert_allclose(np.array(together, float), np.array(alone, float), rtol=0, atol=1e-5)
+    assert Circuit.load(tmp_path / "out/circuit.json") == Circuit.load(finished / "circuit.json")
 
 
 def test_resume_with_another_recipe_is_refused(copy, capsys):
