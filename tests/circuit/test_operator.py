@@ -139,6 +139,7 @@ def test_states_of_sub_blocks(edges, dead, constant):
 def test_uniform_attention_is_live(edges, uniform):
     assert without(graph(2), *edges).uniform == uniform
     assert Circuit.full(Graph(2, 2)).uniform == ()
+    assert (f"{len(uniform)} uniform" in repr(without(graph(2), *edges))) == bool(uniform)
 
 
 def test_states_of_a_published_circuit():

@@ -178,7 +178,8 @@ class Circuit(Frozen):
     def __repr__(self) -> str:
         share = self.num_kept / self.graph.num_edges
         return (f"Circuit({self.graph!r}, {self.num_kept} of {self.graph.num_edges} edges ({share:.1%}), "
-                f"{len(self.dead)} dead and {len(self.constant)} constant nodes)")
+                f"{len(self.dead)} dead and {len(self.constant)} constant nodes"
+                + (f", {len(self.uniform)} uniform attentions)" if self.uniform else ")"))
 
 
 def _keep_from_names(graph: Graph, names: Any, path: str | Path) -> np.ndarray:

@@ -82,7 +82,8 @@ def _bare_norms(cuts: Cuts, depth: int) -> set[str]:
 
 def _embedding(config: ViTConfig, cuts: Cuts, parameters: Mapping[str, Tensor]) -> Tensor:
     """What is left of an embedding that no longer sees the images, [T, D]."""
-    bias, class_token = parameters["patch_embed.proj.bias"].cpu(), parameters["cls_token"][0].cpu()
-    tokens = torch.cat([class_token * cuts.intact("class_token"),
+    bias, class_token, positions = (parameters[key].double().cpu() for key in
+                                    ("patch_embed.proj.bias", "cls_token", "pos_embed"))
+    tokens = torch.cat([class_token[0] * cuts.intact("class_token"),
                         bias.expand(config.num_patches, -1) * cuts.intact("patches")])
-    return tokens * cuts.intact("tokens") + parameters["pos_embed"][0].cpu() * cuts.intact("positions")
+    return tokens * cuts.intact("tokens") + positions[0] * cuts.intact("positions")
