@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import circuits
-from vitsparse.circuit import Circuit, EdgeScores, Graph
+from vitsparse.circuit import Circuit, EdgeScores, Graph, eap_ig_json
 from vitsparse.errors import InputError, MissingFile
 
 GRAPH = Graph(2, 2, "qkv")
@@ -151,6 +152,30 @@ def test_damaged_files_name_file_and_field(tmp_path, damaged, field, message):
         with pytest.raises(InputError, match=rf"their file\.json{field}[:\n]") as raised:
             load(path)
         raised.match(message)
+
+
+WORDS = st.sampled_from(("", "7", "score", "in_graph", "n_heads", "m0"))
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS,
+                    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=2))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("small") / "x.json"
+    Circuit.full(Graph(1, 1, "qkv")).save_eap_ig(path, embed_dim=8)
+    return path.read_text()
+
+
+@settings(max_examples=60)
+@given(data=st.data(), value=JSON)
+def test_no_value_anywhere_does_more_harm_than_a_complaint(small, data, value):
+    content = part = json.loads(small)
+    for _ in range(data.draw(st.integers(0, 2))):
+        inner = [entry for entry in part.values() if isinstance(entry, dict)]
+        part = data.draw(st.sampled_from(inner)) if inner else part
+    part[data.draw(st.sampled_from(sorted(part)))] = value
+    with contextlib.suppress(InputError):
+        assert np.isfinite(eap_ig_json.parse(content, "fuzzed.json").scores).all()
 
 
 def test_other_files_are_told_apart(tmp_path):

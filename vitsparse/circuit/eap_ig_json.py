@@ -57,7 +57,8 @@ def read(path: str | Path) -> EapIgFile:
     data = read_json(path)
     if not is_eap_ig(data):
         raise InputError("not a JSON file of the EAP-IG tool", where=path, expected="cfg, nodes and edges",
-                         found=list(data)[:5] if isinstance(data, dict) else type(data).__name__)
+                         found=list(data)[:5] if isinstance(data, dict) else type(data).__name__,
+                         remedy="circuit.json is read by Circuit.load; our own scores are safetensors")
     return parse(data, path)
 
 
