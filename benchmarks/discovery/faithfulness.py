@@ -93,20 +93,19 @@ def stored_scores(task: Task, name: str, folder: Path) -> tuple[EdgeScores, floa
 
 
 def search_scores(task: Task, name: str, folder: Path | None = None) -> EdgeScores:
-    """What the method finds; ACDC keeps its journals in ``folder``.
+    """What the method finds; journals are kept in ``folder``, so that a search that was killed goes on.
 
     ACDC decides, so an edge scores the lowest threshold at which it is cut, and twice the highest if it never is.
     """
-    def run(**settings: Any) -> Any:
+    def run(label: str, **settings: Any) -> Any:
         return METHODS[name](task.model, task.search, graph=task.graph, ablation=task.ablation,
-                             metric=SEARCH_METRIC.get(name, task.metric), **settings)
+                             metric=SEARCH_METRIC.get(name, task.metric), journal=folder and folder / label, **settings)
 
     if name != "acdc":
-        return run()
+        return run(f"{name}.journal")
     values = np.full(task.graph.num_edges, 2 * THRESHOLDS[-1])
     for threshold in reversed(THRESHOLDS):
-        circuit = run(threshold=threshold, journal=folder and folder / f"acdc-{threshold}.jsonl")
-        values[~circuit.keep] = threshold
+        values[~run(f"acdc-{threshold}.journal", threshold=threshold).keep] = threshold
     return EdgeScores(task.graph, values, {"method": "acdc", "thresholds": list(THRESHOLDS)})
 
 
