@@ -74,7 +74,7 @@ def test_every_single_cut_of_the_ends_of_a_model_that_takes_the_mean_patch():
         assert difference(cut.sparse("reference")(cut.images), cut.exact) <= ORACLE, GRAPH.edge_name(edge)
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(config=configs(), share=st.sampled_from((0.01, 0.03, 0.1, 0.3)), seed=SEEDS)
 def test_sets_of_cuts(config, share, seed):
     edges = Graph(config.depth, config.num_heads, "operator").num_edges
