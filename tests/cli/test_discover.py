@@ -100,6 +100,11 @@ def test_the_circuit_of_an_image_dependent_ablation_cannot_be_compiled_and_says_
     assert not (out / "scores.safetensors").exists()
 
 
+def test_an_ablation_that_is_learned(search):
+    out = search("--method", "random", "--discover.ablation", "optimal", "--discover.ablation_steps", "3")
+    assert Ablation.load(out / "ablation.safetensors").kind == "optimal"
+
+
 def test_the_circuit_of_operators(search):
     out = search("--method", "acdc", *OF_METHOD["acdc"], "--discover.granularity", "operator",
                  "--discover.ablation", "zero")

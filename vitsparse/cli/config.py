@@ -93,6 +93,8 @@ class DiscoverConfig:
     """what a cut edge carries; counterfactual is for analysis only and cannot be compiled"""
     ablation_images: int = 2048
     """training images that the ablation is measured on"""
+    ablation_steps: int = 500
+    """ablation optimal: updates of what it learns"""
     corruption: str | None = None
     """ablation counterfactual: other_class, permute, swap_patches, blur, noise or mean_image"""
     threshold: float | None = None
@@ -119,7 +121,7 @@ class DiscoverConfig:
     """then drop every edge that is on no path from input to logits"""
 
     def __post_init__(self):
-        _at_least_one(self, "mlp_groups", "ablation_images", "images", "batch_size")
+        _at_least_one(self, "mlp_groups", "ablation_images", "ablation_steps", "images", "batch_size")
         if self.method not in METHODS:
             raise InputError("there is no such method", where="method", expected=", ".join(METHODS),
                              found=repr(self.method), remedy=nearest(self.method, METHODS))

@@ -94,7 +94,8 @@ def make_ablation(config: Config, model: ViT, images: ImageSet, graph: Graph) ->
     if kind == "mean":
         return Ablation.mean(model, batches, graph=graph)
     if kind == "optimal":
-        return Ablation.optimal(model, batches, graph=graph)
+        return Ablation.optimal(model, batches, graph=graph, metric=_metric("kl", config.discover.classes),
+                                steps=config.discover.ablation_steps, seed=config.seed, progress=ranks().is_first)
     corrupt = corruption_named(config.discover.corruption, patch_size=model.config.patch_size, batches=batches,
                                seed=config.seed)
     return Ablation.counterfactual(model, corrupt)
