@@ -97,13 +97,14 @@ class Attribution:
                     disable=None if progress and ranks().is_first else True)
 
 
-def scores_at_dense(task: Attribution, rules: str, journal: str | os.PathLike | None, progress: bool) -> EdgeScores:
-    """Scores by one backward of ``rules`` from the dense model, where a metric that is flat there says nothing."""
+def scores_at_dense(task: Attribution, journal: str | os.PathLike | None, progress: bool, *,
+                    relevance: bool = False) -> EdgeScores:
+    """Scores by one backward from the dense model, where a metric that is flat there says nothing."""
     if task.metric.flat_at_dense:
         raise InputError("the dense model is the minimum of this metric, so its gradient there is zero and "
                          f"{task.method} would score rounding errors", where="metric", found=repr(task.metric.name),
                          expected="'ce' or 'logit_difference'", remedy="use eap_ig, exact or acdc with it")
-    gradients = EdgeGradients(task.model, task.graph, task.ablation, task.metric, rules=rules)
+    gradients = EdgeGradients(task.model, task.graph, task.ablation, task.metric, relevance=relevance)
     return task.scores(lambda images, labels: gradients(images, labels)[1], journal, progress)
 
 

@@ -34,4 +34,4 @@ def eap(model: ViT, batches: Iterable[tuple[Tensor, Tensor]], *, graph: Graph, a
     missing or impossible labels, scores that are no finite numbers, and a journal of another search.
     """
     task = Attribution("eap", model, batches, graph, ablation, metric_named(metric), {})
-    return scores_at_dense(task, "gradient", journal, progress)
+    return scores_at_dense(task, journal, progress)

@@ -32,7 +32,7 @@ from ..evaluation.ablation import Ablation
 from ..evaluation.metrics import Metric, metric_named
 from ..model.vit import ViT
 from .attribution import Attribution
-from .gradients import RULES, metric_sum
+from .gradients import metric_sum
 from .passes import Part, Passes, Trace
 
 VARIANTS = ("inputs", "activations")
@@ -57,7 +57,7 @@ def eap_ig(model: ViT, batches: Iterable[tuple[Tensor, Tensor]], *, graph: Graph
         raise InputError("the path needs at least one step", where="steps", expected="an integer >= 1", found=steps)
     task = Attribution("eap_ig", model, batches, graph, ablation, metric_named(metric),
                        {"steps": steps, "variant": variant})
-    passes = Passes(model, graph, ablation, RULES["gradient"])
+    passes = Passes(model, graph, ablation)
     path = _inputs if variant == "inputs" else _activations
 
     def contribution(images: Tensor, labels: Tensor | None) -> Tensor:

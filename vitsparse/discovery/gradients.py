@@ -12,10 +12,6 @@ from ..evaluation.metrics import Metric
 from ..model.edgewise import edge_weights
 from ..model.vit import ViT
 from .passes import Passes
-from .sub_blocks import Rules
-
-RULES = {"gradient": Rules(), "relp": Rules(norm=False, act=False, query_key=0.25, value=0.5)}
-"""How to go backward: ``gradient`` is the derivative; ``relp`` that of :mod:`.relp`."""
 
 
 class EdgeGradients:
@@ -28,8 +24,8 @@ class EdgeGradients:
     """
 
     @torch.no_grad()
-    def __init__(self, model: ViT, graph: Graph, ablation: Ablation, metric: Metric, *, rules: str = "gradient"):
-        self._passes, self._metric = Passes(model, graph, ablation, RULES[rules]), metric
+    def __init__(self, model: ViT, graph: Graph, ablation: Ablation, metric: Metric, *, relevance: bool = False):
+        self._passes, self._metric = Passes(model, graph, ablation, relevance=relevance), metric
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor | None, keep: Tensor | None = None,

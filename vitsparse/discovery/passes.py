@@ -19,7 +19,7 @@ from ..circuit import Graph
 from ..evaluation.ablation import Ablation
 from ..model.edgewise import ablation_constants, check_fits, corrupted
 from ..model.vit import ViT
-from .sub_blocks import AttentionBlock, Classifier, MlpBlock, Rules
+from .sub_blocks import AttentionBlock, Classifier, MlpBlock
 
 PART_BYTES = 2**28
 """How much one part of a batch may hold at a time, apart from the model; a part has at least one image."""
@@ -48,13 +48,13 @@ class Trace:
 
 
 class Passes:
-    """The stages of ``model`` under ``rules``; the weights are read now. Gradients must be off for all methods."""
+    """The stages of ``model``, whose weights are read now. Gradients must be off. ``relevance``: :mod:`.sub_blocks`."""
 
-    def __init__(self, model: ViT, graph: Graph, ablation: Ablation, rules: Rules):
+    def __init__(self, model: ViT, graph: Graph, ablation: Ablation, *, relevance: bool = False):
         check_fits(model, graph)
         self.model, self.graph, self.ablation = model, graph, ablation
-        self._stages = [kind(block, graph, rules) for block in model.blocks for kind in (AttentionBlock, MlpBlock)]
-        self._logits = Classifier(model, rules)
+        self._stages = [kind(block, graph, relevance) for block in model.blocks for kind in (AttentionBlock, MlpBlock)]
+        self._logits = Classifier(model, relevance)
         self._readers = [[] for _ in range(len(self._stages) + 1)]
         for reader in graph.reader_nodes:
             self._readers[2 * reader.layer + (reader.kind == "mlp")].append(reader)

@@ -31,7 +31,7 @@ from ..errors import InputError
 from ..evaluation.ablation import Ablation
 from ..evaluation.metrics import Metric
 from ..model.vit import ViT
-from .gradients import RULES, metric_sum
+from .gradients import metric_sum
 from .passes import Part, Passes, Rows
 
 
@@ -65,7 +65,7 @@ class Quadratics:
             raise InputError("this search needs a metric of probabilities", where="metric", expected="'kl' or 'ce'",
                              found=repr(metric.name))
         self._columns = [int(c) for c in classes.split(",")] if classes else list(range(model.num_classes))
-        self._passes, self._metric = Passes(model, graph, ablation, RULES["gradient"]), metric
+        self._passes, self._metric = Passes(model, graph, ablation), metric
         self._batches = list(batches)
         self._images = sum(len(images) for images, _ in self._batches)
 

@@ -5,6 +5,9 @@ its readers [U, b, T, D], with U = 1 where all readers see the same, and gives w
 takes the gradient of what its senders write [n, b, T, D] (n = 1 where it is the same for all) and gives that of each
 reader's input, [R, b, T, D]: also where readers share an input, because an edge belongs to one of them.
 
+With ``relevance`` the factors by which a LayerNorm and a GELU multiply, 1/deviation and GELU(x)/x, are held constant in
+the backward, as :mod:`.relp` says; else it is the derivative.
+
 By hand rather than by autograd for two reasons. The LayerNorm's backward is linear in its cotangent, so that of R
 readers of one input costs R products and no R forwards. And nothing is kept for the gradients of parameters.
 """
@@ -12,7 +15,6 @@ readers of one input costs R products and no R forwards. And nothing is kept for
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,20 +27,6 @@ from ..model.edgewise import group_bounds
 from ..model.vit import ViT
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How a cotangent goes backward through what is not linear; the defaults are the gradient itself.
-
-    ``norm``: whether the LayerNorm's denominator is differentiated; ``act``: whether the GELU is, or else taken as
-    the factor act(x)/x that it multiplies by; ``query_key``, ``value``: factors of the gradients of q and k, and of v.
-    """
-
-    norm: bool = True
-    act: bool = True
-    query_key: float = 1.0
-    value: float = 1.0
-
-
 class NormedLinear:
     """A LayerNorm and the linear map behind it as one map of the normalised input: ``xhat @ weight.T + bias``.
 
@@ -46,8 +34,8 @@ class NormedLinear:
     each of R readers, and ``bias`` [R, O].
     """
 
-    def __init__(self, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None, rules: Rules):
-        self._eps, self._rules = norm.eps, rules
+    def __init__(self, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None, relevance: bool):
+        self._eps, self._relevance = norm.eps, relevance
         scaled = weight * norm.weight
         self.weight = scaled - scaled.mean(-1, keepdim=True)
         self.bias = weight @ norm.bias + (0.0 if bias is None else bias)
@@ -69,7 +57,7 @@ class NormedLinear:
         """
         cotangent = cotangent * rstd
         gradient = torch.bmm(cotangent.flatten(1, 2), self.weight).unflatten(1, cotangent.shape[1:3])
-        if self._rules.norm:
+        if not self._relevance:
             along = (cotangent * (outputs - self.bias[:, None, None])).sum(-1, keepdim=True) / xhat.shape[-1]
             gradient.addcmul_(xhat, along, value=-1)
         return gradient
@@ -81,17 +69,14 @@ class AttentionBlock:
     ``constant`` [D] is what it adds to the residual stream besides: its output bias, which is no edge.
     """
 
-    def __init__(self, block: nn.Module, graph: Graph, rules: Rules):
+    def __init__(self, block: nn.Module, graph: Graph, relevance: bool):
         attn, heads = block.attn, graph.heads
         # (h1, p1) count the readers, (h2, p2) what each of them feeds: h1 * h2 heads, p1 * p2 = 3 of q, k, v.
         h1 = 1 if graph.granularity in ("layer", "block") else heads
         p1 = 3 if graph.granularity == "qkv" else 1
         self._axes = {"h1": h1, "p1": p1, "h2": heads // h1, "p2": 3 // p1}
-        factors = attn.qkv.weight.new_tensor([rules.query_key, rules.query_key, rules.value])
-        factors = factors.repeat_interleave(len(attn.qkv.weight) // 3)
-        self._factors = None if (factors == 1).all() else self._by_reader(factors)[:, None, None]
         bias = None if attn.qkv.bias is None else self._by_reader(attn.qkv.bias)
-        self._read = NormedLinear(block.norm1, self._by_reader(attn.qkv.weight), bias, rules)
+        self._read = NormedLinear(block.norm1, self._by_reader(attn.qkv.weight), bias, relevance)
         self._write = rearrange(block.ls1(attn.proj.weight.mT), "(h e) d -> h e d", h=heads)
         self.constant = block.ls1(attn.proj.bias)
         self._is_one_sender = graph.granularity == "block"
@@ -127,18 +112,15 @@ class AttentionBlock:
             dz = torch.bmm(gradient.flatten(1, 2), self._write.mT)
             dz = rearrange(dz, "h (b t) e -> b h t e", b=z.shape[0])
         cotangent, = torch.autograd.grad(z, outputs, dz)
-        if self._factors is not None:
-            cotangent = cotangent * self._factors
         return self._read.backward(cotangent, outputs.detach(), xhat, rstd)
 
 
 class MlpBlock:
     """The MLP of one layer: one reader; writes its groups of hidden units, and nothing besides."""
 
-    def __init__(self, block: nn.Module, graph: Graph, rules: Rules):
-        mlp = block.mlp
-        self._act = rules.act
-        self._read = NormedLinear(block.norm2, mlp.fc1.weight[None], mlp.fc1.bias[None], rules)
+    def __init__(self, block: nn.Module, graph: Graph, relevance: bool):
+        mlp, self._relevance = block.mlp, relevance
+        self._read = NormedLinear(block.norm2, mlp.fc1.weight[None], mlp.fc1.bias[None], relevance)
         self._write = block.ls2(mlp.fc2.weight.mT)
         self._share = block.ls2(mlp.fc2.bias) / graph.mlp_groups
         self._groups = [slice(*pair) for pair in itertools.pairwise(group_bounds(len(self._write), graph.mlp_groups))]
@@ -164,18 +146,18 @@ class MlpBlock:
         else:
             dhidden = torch.cat([part @ self._write[units].mT
                                  for part, units in zip(gradient, self._groups, strict=True)], -1)[None]
-        if self._act:
-            cotangent = torch.ops.aten.gelu_backward(dhidden, outputs)
-        else:
+        if self._relevance:
             cotangent = dhidden * (0.5 + 0.5 * torch.erf(outputs * 0.5**0.5))  # GELU(x) = x Phi(x)
+        else:
+            cotangent = torch.ops.aten.gelu_backward(dhidden, outputs)
         return self._read.backward(cotangent, outputs, xhat, rstd)
 
 
 class Classifier:
     """What comes behind the last MLP: pooling, norm, logits. Its backward is autograd's."""
 
-    def __init__(self, model: ViT, rules: Rules):
-        self._model, self._rules = model, rules
+    def __init__(self, model: ViT, relevance: bool):
+        self._model, self._relevance = model, relevance
         self._norm = model.norm if model.global_pool == "token" else model.fc_norm
 
     def forward(self, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +168,7 @@ class Classifier:
             return leaf, self._model.head(self._normalised(pooled))
 
     def _normalised(self, pooled: Tensor) -> Tensor:
-        if self._rules.norm:
+        if not self._relevance:
             return self._norm(pooled)
         centred = pooled - pooled.mean(-1, keepdim=True)
         rstd = (centred.square().mean(-1, keepdim=True) + self._norm.eps).rsqrt().detach()
