@@ -19,17 +19,22 @@ from ..model.edgewise import check_fits, check_model, sender_outputs
 from ..model.vit import ViT
 from .batches import pairs
 from .evaluate import device_of, eval_mode
+from .metrics import Metric, metric_named
+from .optimal import Training, learn_constants
 
 FORMAT, VERSION = "vitsparse.ablation", 1
+KINDS = ("zero", "mean", "optimal")
+"""The kinds that are values and have a file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ablation(Frozen):
     """The ablation values a_i of a model.
 
-    ``kind`` is ``zero``, ``mean`` or ``counterfactual``; ``values[name]`` is the float32 [T, D] of each sender
-    ``input``, ``a{l}.h{h}``, ``m{l}`` (and of the MLP groups when made with ``graph=``), empty for ``counterfactual``,
-    which has ``corrupt(images, labels) -> images`` instead. ``fingerprint`` is that of the model it was measured on.
+    ``kind`` is ``zero``, ``mean``, ``optimal`` or ``counterfactual``; ``values[name]`` is the float32 [T, D] of each
+    sender ``input``, ``a{l}.h{h}``, ``m{l}`` (and of the MLP groups when made with ``graph=``), empty for
+    ``counterfactual``, which has ``corrupt(images, labels) -> images`` instead. ``fingerprint`` is that of the model it
+    was measured on.
     """
 
     kind: str
@@ -65,11 +70,27 @@ class Ablation(Frozen):
         if total is None:
             raise InputError("no images to take the mean over", where="batches", expected="at least one batch",
                              found="none")
-        mean = dict(zip(fine.senders, (total / count).float().cpu(), strict=True))
-        if fine.mlp_groups > 1:
-            for layer in range(fine.depth):
-                mean[f"m{layer}"] = sum(mean[f"m{layer}.g{k}"] for k in range(fine.mlp_groups))
-        return cls("mean", mean, fingerprint(model), provenance={"images": count})
+        return cls("mean", _by_name(fine, (total / count).float().cpu()), fingerprint(model),
+                   provenance={"images": count})
+
+    @classmethod
+    def optimal(cls, model: ViT, batches: Iterable, graph: Graph | None = None, *,  # noqa: PLR0913
+                metric: str | Metric = "kl", steps: int = 500, lr: float = 0.03, seed: int = 0,
+                progress: bool = True) -> Ablation:
+        """A cut edge carries the constant [T, D] that does the least harm: see :mod:`.optimal` for what is least.
+
+        Learned from the means, for ``steps`` batches in turn. No sender does more harm than its mean, as measured on
+        the first images of ``batches`` (a re-iterable of (images, labels), held in memory). ``m{l}`` of groups is their
+        sum, as with :meth:`mean`. Raises :class:`InputError` as that does, for settings out of range, and for labels
+        that the metric needs and that do not fit.
+        """
+        training = Training(metric_named(metric), steps, lr, seed)
+        fine = _fine_graph(model, graph)
+        mean = cls.mean(model, batches, fine)
+        with torch.no_grad(), eval_mode(model):
+            learned = learn_constants(model, fine, mean.stacked(fine), batches, training, progress=progress)
+        return cls("optimal", _by_name(fine, learned), mean.fingerprint, provenance={
+            **mean.provenance, "metric": training.metric.name, "steps": int(steps), "lr": float(lr), "seed": int(seed)})
 
     @classmethod
     def counterfactual(cls, model: ViT, corrupt: Callable[[Tensor, Tensor | None], Tensor]) -> Ablation:
@@ -84,7 +105,7 @@ class Ablation(Frozen):
         """[S, T, D] float32: the values of the senders of ``graph``; attention nodes are the sum of their heads."""
         if self.corrupt is not None:
             raise InputError("a counterfactual ablation depends on the image", where="ablation",
-                             expected="zero or mean (the same for every image)", found=self.kind,
+                             expected="zero, mean or optimal (the same for every image)", found=self.kind,
                              remedy="use Ablation.mean(model, batches) where constants are needed")
         return torch.stack([self._value(node.name, graph, node) for node in graph.sender_nodes])
 
@@ -125,9 +146,9 @@ class Ablation(Frozen):
         if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
             raise InputError("not an ablation file of this version", where=path, expected=f"{FORMAT} version {VERSION}",
                              found=f"{metadata.get('format')} version {metadata.get('version')}")
-        if metadata.get("kind") not in ("zero", "mean") or "fingerprint" not in metadata:
+        if metadata.get("kind") not in KINDS or "fingerprint" not in metadata:
             raise InputError("the ablation's metadata is damaged", where=path, found=metadata,
-                             expected="kind zero or mean, and a fingerprint")
+                             expected=f"kind {', '.join(KINDS)}, and a fingerprint")
         shapes = {tensor.shape for tensor in tensors.values()}
         if len(shapes) != 1 or any(t.dtype.name != "float32" or t.ndim != 2 for t in tensors.values()):
             raise InputError("ablation values must be float32 [T, D], all of one shape", where=path, found=shapes)
@@ -157,6 +178,15 @@ def _fine_graph(model: ViT, graph: Graph | None) -> Graph:
     if graph is not None:
         check_fits(model, graph)
     return Graph(model.depth, model.num_heads, mlp_groups=graph.mlp_groups if graph is not None else 1)
+
+
+def _by_name(fine: Graph, stacked: Tensor) -> dict[str, Tensor]:
+    """The values [S, T, D] of the senders of ``fine`` by name; where an MLP is in groups, their sum is its own."""
+    values = dict(zip(fine.senders, stacked, strict=True))
+    if fine.mlp_groups > 1:
+        for layer in range(fine.depth):
+            values[f"m{layer}"] = sum(values[f"m{layer}.g{k}"] for k in range(fine.mlp_groups))
+    return values
 
 
 def _names(model: ViT, graph: Graph | None) -> list[str]:
