@@ -14,6 +14,7 @@ from vitsparse.cli import discover, main
 from vitsparse.cli.config import DiscoverConfig, load_config
 from vitsparse.cli.presets import PRESETS
 from vitsparse.cli.shared import load_images
+from vitsparse.compiler.cost import FEATURES, CostModel
 from vitsparse.discovery import METHODS
 from vitsparse.errors import InputError
 from vitsparse.evaluation.ablation import Ablation
@@ -25,10 +26,18 @@ OF_METHOD = {"acdc": ["--discover.threshold", "1e-6"], "eap_ig": ["--discover.st
              "budgeted": ["--discover.budget", "0.9"]}
 
 
+@pytest.fixture
+def table() -> CostModel:
+    """Every unit of work takes a microsecond."""
+    kinds = {kind: dict.fromkeys(sizes, 1.0) for kind, (_, sizes, _) in FEATURES.items()}
+    return CostModel({1: {**kinds, "program": {"step": 1.0}}}, 1, {"cpu": "a test"})
+
+
 @pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch):
-    """They take longer than the searches, and tests/report looks at them."""
+def _quick(monkeypatch, table):
+    """Pictures and the measuring of a cost table take longer than the searches; their own tests look at them."""
     monkeypatch.setattr(discover, "save_figure", lambda *_: None)
+    monkeypatch.setattr(discover, "measure_cost", lambda: table)
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ from ..training import Recipe
 from .presets import PRESETS
 
 # What only some searches read; the others refuse it.
-SETTINGS = ("corruption", "threshold", "steps", "variant", "sparsity", "lr", "budget", "cost", "select", "edges", "by")
+SETTINGS = ("corruption", "threshold", "steps", "variant", "sparsity", "lr", "budget", "cut_edges", "cost", "select",
+            "edges", "by")
 
 # A list of class numbers that is one word on the command line.
 _COMMAS = tyro.constructors.PrimitiveConstructorSpec[tuple[int, ...]](
@@ -109,6 +110,8 @@ class DiscoverConfig:
     """edge_pruning: learning rate of its mask"""
     budget: float | None = None
     """budgeted: largest latency, as a share of the dense model's"""
+    cut_edges: float | None = None
+    """budgeted: least share of the edges between live nodes to cut"""
     cost: str | None = None
     """budgeted: cost table of the device; if not given it is cost.json in the output folder, measured when missing"""
     select: Annotated[Literal["top_k", "greedy", "threshold"] | None, tyro.conf.arg(aliases=("--select",))] = None
