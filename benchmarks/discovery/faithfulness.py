@@ -126,6 +126,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--granularity", default="head")
     parser.add_argument("--ablation", default="mean", choices=("zero", "mean"))
+    parser.add_argument("--ablation-images", type=int, default=1000, help="of the training split, for the mean")
     parser.add_argument("--metric", default="kl")
     parser.add_argument("--select", default="top_k", choices=("top_k", "greedy"))
     parser.add_argument("--methods", nargs="+", default=list(NAMES), choices=NAMES)
@@ -139,10 +140,11 @@ def arguments() -> argparse.Namespace:
 def task_of(a: argparse.Namespace) -> Task:
     """The model and the images that the arguments name."""
     model = load_pretrained(a.model, device=a.device)
-    search, judge = (Batches(data.load(a.data, split, root=a.root, num_classes=model.num_classes), a.batch,
-                             device=a.device, limit=limit) for split, limit in (("train", a.images), ("val", a.judges)))
+    train, val = (data.load(a.data, split, root=a.root, num_classes=model.num_classes) for split in ("train", "val"))
+    search, judge, measure = (Batches(images, a.batch, device=a.device, limit=limit) for images, limit in (
+        (train, a.images), (val, a.judges), (train, a.ablation_images)))
     graph = Graph.of(model, granularity=a.granularity)
-    ablation = Ablation.zero(model) if a.ablation == "zero" else Ablation.mean(model, search)
+    ablation = Ablation.zero(model) if a.ablation == "zero" else Ablation.mean(model, measure)
     return Task(model, graph, ablation, a.metric, search, judge)
 
 
