@@ -114,6 +114,16 @@ def test_an_ablation_that_is_learned(search):
     assert Ablation.load(out / "ablation.safetensors").kind == "optimal"
 
 
+def test_a_cost_table_is_given_or_measured_once(tmp_path, table, monkeypatch):
+    table.save(tmp_path / "mine.json")
+    found = [discover.cost_table(str(tmp_path / "mine.json"), tmp_path), discover.cost_table(None, tmp_path)]
+    monkeypatch.setattr(discover, "measure_cost", lambda: pytest.fail("it was measured before"))
+    found.append(discover.cost_table(None, tmp_path))
+    assert [dict(each.batches) for each in found] == [dict(table.batches)] * 3
+    with pytest.raises(InputError, match=r"nowhere\.json"):
+        discover.cost_table("nowhere.json", tmp_path)
+
+
 def test_the_circuit_of_operators(search):
     out = search("--method", "acdc", *OF_METHOD["acdc"], "--discover.granularity", "operator",
                  "--discover.ablation", "zero")

@@ -107,7 +107,7 @@ def arguments(config: Config, model: ViT, out: Path) -> dict[str, Any]:
     given = {name: getattr(settings, name) for name in SETTINGS if name in known}
     given = {name: value for name, value in given.items() if value is not None}
     if "cost" in known:
-        given["cost"] = PlanCost(_cost_table(settings.cost, out), model.config)
+        given["cost"] = PlanCost(cost_table(settings.cost, out), model.config)
     for name in SETTINGS:
         if name in known and known[name].default is Parameter.empty and name not in given:
             raise InputError(f"the method {settings.method} needs a setting", where=f"discover.{name}")
@@ -116,6 +116,16 @@ def arguments(config: Config, model: ViT, out: Path) -> dict[str, Any]:
     if settings.metric or settings.classes:
         given["metric"] = _metric(settings.metric or known["metric"].default, settings.classes)
     return given
+
+
+def cost_table(file: str | None, out: Path) -> CostModel:
+    """The table in ``file``, or else that in the output folder, which is measured first if it is not there."""
+    path = Path(file) if file else out / COST_FILE
+    if not file and not path.exists() and ranks().is_first:
+        print(f"measuring what the steps of a plan cost on this machine -> {path}")
+        measure_cost().save(path)
+    ranks().barrier()
+    return CostModel.load(path)
 
 
 def choose(found: EdgeScores | Circuit, settings: DiscoverConfig) -> Circuit:
@@ -145,16 +155,6 @@ def _metric(name: str, classes: Sequence[int]) -> Metric:
 
 def _first(config: Config, images: ImageSet, count: int) -> Batches:
     return Batches(images, config.discover.batch_size, device=device_of(config), limit=count)
-
-
-def _cost_table(file: str | None, out: Path) -> CostModel:
-    """The table in ``file``, or in the output folder; there it is measured first if need be."""
-    path = Path(file) if file else out / COST_FILE
-    if not file and not path.exists() and ranks().is_first:
-        print(f"measuring what the steps of a plan cost on this machine -> {path}")
-        measure_cost().save(path)
-    ranks().barrier()
-    return CostModel.load(path)
 
 
 def _write(found: EdgeScores | Circuit, circuit: Circuit, ablation: Ablation, out: Path, title: str) -> None:

@@ -7,6 +7,7 @@ stopped.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def road(config: Config, out: Path) -> Iterator[Step]:
     folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     yield Step("train", ("data", "model", "train", "augment"), (), dense_files,
                lambda resume: train.train(config, dense, resume=resume))
-    yield Step("discover", ("data", "discover"), dense_files, circuit_files,
+    cost = (Path(config.discover.cost),) if config.discover.cost else ()
+    yield Step("discover", ("data", "discover"), (*dense_files, *cost), circuit_files,
                lambda resume: discover.discover(config, dense, out, resume=resume))
     yield Step("sparsify", ("sparsify",), (*dense_files, *circuit_files), pruned_files,
                lambda _: sparsify.sparsify(config, dense, out / CIRCUIT_FILE, pruned), shared=False)
@@ -130,4 +132,4 @@ def _note(finished: dict[str, Any], out: Path) -> None:
 
 
 def _digests(paths: Sequence[Path], out: Path) -> dict[str, str | None]:
-    return {str(path.relative_to(out)): sha256_of(path) if path.exists() else None for path in paths}
+    return {os.path.relpath(path, out): sha256_of(path) if path.exists() else None for path in paths}
