@@ -71,13 +71,13 @@ def test_learns_what_the_formulas_say(granularity, groups, kind, metric):
     assert np.ptp(expected) > 0.05  # the edges have parted, so the gradient of the metric counted
 
 
-@pytest.mark.parametrize("kind", ["zero", "mean"])
-@pytest.mark.parametrize(("granularity", "groups"), [("head", 1), ("qkv", 1), ("layer", 2), ("block", 1)])
+@pytest.mark.parametrize(("granularity", "groups", "kind"), [
+    ("head", 1, "zero"), ("qkv", 1, "mean"), ("layer", 2, "mean"), ("block", 1, "zero")])
 def test_finds_two_roads(granularity, groups, kind):
     model, batches = two_roads(), planted_batches()
     graph = Graph.of(model, granularity=granularity, mlp_groups=groups)
     ablation = make_ablation(model, graph, "zero") if kind == "zero" else Ablation.mean(model, batches, graph)
-    scores = edge_pruning(model, batches, graph=graph, ablation=ablation, steps=150)
+    scores = edge_pruning(model, batches, graph=graph, ablation=ablation, steps=100)
     true_edges = two_roads_edges(granularity, groups)
     assert set(scores.top_k(len(true_edges)).kept) == true_edges
 
@@ -88,13 +88,13 @@ def test_finds_random_circuits(seed, shape):
     planted = random_planted(seed, **shape)
     batches = planted.batches()
     ablation = Ablation.mean(planted.model, batches, planted.graph)
-    scores = edge_pruning(planted.model, batches, graph=planted.graph, ablation=ablation, steps=150)
+    scores = edge_pruning(planted.model, batches, graph=planted.graph, ablation=ablation, steps=100)
     assert roc(scores, planted.circuit).auc >= 0.95
 
 
 def test_reaches_the_sparsity_that_is_asked_for():
     for sparsity in (0.3, 0.8):
-        scores = learn(None, sparsity=sparsity, steps=150, lr=0.3)
+        scores = learn(None, sparsity=sparsity, steps=120, lr=0.3)
         assert abs(1 - scores.provenance["edges"] / GRAPH.num_edges - sparsity) < 0.12
 
 
@@ -128,10 +128,8 @@ def test_metrics_without_labels_need_none():
 
 def test_killed_with_sigkill_and_started_again(tmp_path):
     undisturbed = learn(tmp_path / "undisturbed")
-    path, steps = tmp_path / "journal", []
-    for after in (3, 12):
-        steps.append(killed_after(path, after))
-    assert 3 <= steps[0] < steps[1] < STEPS
+    path = tmp_path / "journal"
+    assert 5 <= killed_after(path, 5) < STEPS
     scores = learn(path)
     assert np.array_equal(scores.values, undisturbed.values)
     assert scores.provenance == undisturbed.provenance
@@ -188,6 +186,7 @@ def test_two_ranks_learn_what_one_does(tmp_path, two_ranks, kind):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"graph": Graph(2, 4)}, "model of another shape"),
+    ({"graph": Graph(2, 2, "operator"), "ablation": Ablation.zero(make_model(CONFIG, 1))}, "operator graph has none"),
     ({"batches": iter([])}, "read only once"),
     ({"batches": []}, "no images"),
     ({"batches": [(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64))]}, "no images"),

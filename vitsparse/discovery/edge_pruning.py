@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..circuit import EdgeScores, Graph
+from ..circuit import GRANULARITIES, EdgeScores, Graph
 from ..data.draws import uniform
 from ..data.ranks import ranks
 from ..errors import InputError
@@ -67,13 +67,13 @@ def edge_pruning(model: ViT, batches: Iterable[tuple[Tensor, Tensor]], *, graph:
     ``batches``: re-iterable of images float [B, C, S, S] and labels int64 [B], held in memory; a step takes one batch,
     in turn. ``lr`` is Adam's, for a. ``journal``: a file of the state; the same search started again with it goes on
     where it was and ends with the same bits. Under ``torchrun`` each rank takes its part of every batch's images.
-    Raises :class:`InputError` for settings out of range, a metric without a gradient, a graph of another shape,
-    one-shot or empty batches, labels that the metric needs and that do not fit, values that are no finite numbers,
-    and a journal of another search.
+    Raises :class:`InputError` for settings out of range, a metric without a gradient, a graph of another shape or of
+    operators, one-shot or empty batches, labels that the metric needs and that do not fit, values that are no finite
+    numbers, and a journal of another search.
     """
     check_fits(model, graph)
     metric = metric_named(metric)
-    _check_settings(metric, sparsity, steps, lr)
+    _check_arguments(graph, metric, sparsity, steps, lr)
     with eval_mode(model):
         data = _Data(model, batches, graph, ablation, metric)
         search = identity("edge_pruning", model, graph, ablation, metric, data=data.digest, images=data.num_images,
@@ -212,7 +212,11 @@ def _part(model: ViT, ablation: Ablation, metric: Metric, batch: tuple[Tensor, T
                   model(images[rows]), len(images))
 
 
-def _check_settings(metric: Metric, sparsity: float, steps: int, lr: float) -> None:
+def _check_arguments(graph: Graph, metric: Metric, sparsity: float, steps: int, lr: float) -> None:
+    if graph.granularity not in GRANULARITIES:
+        raise InputError("Edge Pruning needs readers of the residual stream, and an operator graph has none",
+                         where="graph", expected=f"one of {GRANULARITIES}", found=graph,
+                         remedy="use acdc or exact with this graph")
     if metric.name.startswith("accuracy"):
         raise InputError("Edge Pruning follows the gradient of its metric, and accuracy has none", where="metric",
                          expected="'kl', 'ce' or 'logit_difference'", found=repr(metric.name))
