@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from vitsparse.cli import VERBS, main
+from vitsparse.cli import VERBS, main, shared
 from vitsparse.cli import data as data_verb
+from vitsparse.cli.config import Config
 from vitsparse.cli.evaluate import row_names
+from vitsparse.data.ranks import Ranks
 from vitsparse.errors import InputError
 from vitsparse.version import __version__
 
@@ -117,6 +120,20 @@ def test_only_the_first_rank_does_what_is_not_shared(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(data_verb, "main", lambda _: pytest.fail("the first rank does this"))
     assert main(["data"]) == 0
+
+
+def test_every_rank_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for local, device in enumerate(["cuda:0", "cuda:1"]):
+        monkeypatch.setattr(shared, "ranks", lambda local=local: Ranks(local, 3, local))
+        assert shared.device_of(Config()) == shared.device_of(Config(device="cuda")) == device
+        assert shared.device_of(Config(device="cpu")) == "cpu"
+    monkeypatch.setattr(shared, "ranks", lambda: Ranks(2, 3, 2))
+    with pytest.raises(InputError, match=r"more ranks than GPUs(.|\n)*at most 2"):
+        shared.device_of(Config())
+    monkeypatch.setattr(shared, "ranks", Ranks)
+    assert shared.device_of(Config()) == "cuda"
 
 
 @pytest.mark.parametrize("cause", [None, KeyboardInterrupt()])
