@@ -251,3 +251,23 @@ def test_a_data_loader_serves_as_batches():
     found = acdc(model, loader, graph=graph, ablation=ablation, threshold=1e-2)
     assert isinstance(found, Circuit)
     assert found == acdc(model, list(loader), graph=graph, ablation=ablation, threshold=1e-2)
+
+
+def search_in_ranks(journal: str, granularity: str, kind: str) -> list[object]:
+    """What one of several ranks, or one process, finds."""
+    model, batches = make_model(CONFIG, 3), make_batches(CONFIG)
+    graph = Graph.of(model, granularity=granularity)
+    circuit = acdc(model, batches, graph=graph, ablation=ablation_of_kind(model, graph, kind), threshold=1e-2,
+                   journal=journal)
+    return [circuit.keep.tolist(), dict(circuit.provenance)]
+
+
+@pytest.mark.parametrize(("granularity", "kind"), [("qkv", "counterfactual"), ("operator", "zero")])
+def test_two_ranks_find_what_one_does(tmp_path, two_ranks, granularity, kind):
+    """To the last bit of every metric, going on where one process was killed."""
+    path = tmp_path / "journal"
+    alone = search_in_ranks(str(path), granularity, kind)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 3])
+    assert two_ranks("tests.discovery.test_acdc:search_in_ranks", str(path), granularity, kind) == [alone, alone]
+    assert path.read_bytes() == content

@@ -146,3 +146,20 @@ def test_the_scores_say_where_they_come_from():
     assert about["model"] == fingerprint(model)
     assert scores.top_k(2).ablation == ablation.describe()
     assert METHODS["exact"] is exact
+
+
+def scores_in_ranks(journal: str) -> list[float]:
+    """What one of several ranks, or one process, finds."""
+    model, batches = make_model(CONFIG, 3), make_batches(CONFIG)
+    graph = Graph.of(model, granularity="layer")
+    ablation = make_ablation(model, graph, "mean")
+    return exact(model, batches, graph=graph, ablation=ablation, journal=journal).values.tolist()
+
+
+def test_two_ranks_find_what_one_does(tmp_path, two_ranks):
+    path = tmp_path / "journal"
+    alone = scores_in_ranks(str(path))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert two_ranks("tests.discovery.test_exact:scores_in_ranks", str(path)) == [alone, alone]
+    assert path.read_bytes() == content
