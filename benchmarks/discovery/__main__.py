@@ -18,7 +18,7 @@ from typing import Any
 from vitsparse.circuit.files import atomic_path
 from vitsparse.evaluation.latency import machine_facts
 
-MODULES = ("acdc", "eap", "budgeted")
+MODULES = ("acdc", "eap", "budgeted", "planted")
 FACTS = ("cpu", "cores", "threads", "gpu", "torch", "vitsparse", "commit", "date")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -161,13 +160,15 @@ def test_no_two_of_many_methods_look_alike():
 
 
 def test_latency_curves_have_all_points_in_the_order_of_latency():
-    points = {"budgeted": [SimpleNamespace(latency=x, kl=1 - x, accuracy=x / 2) for x in (1.0, 0.25, 0.5)],
-              "acdc": [SimpleNamespace(latency=0.75, kl=2.0, accuracy=0.1)]}
+    points = {"budgeted": [{"share": x, "value": 1 - x, "accuracy": x / 2, "edges": 7} for x in (1.0, 0.25, 0.5)],
+              "acdc": [{"share": 0.75, "value": 2.0}]}
     accuracy, divergence = draw_latency_curve(points).axes
-    assert [line.get_xdata().tolist() for line in accuracy.lines] == [[25, 50, 100], [75]]
+    assert [line.get_xdata().tolist() for line in accuracy.lines] == [[25, 50, 100], []]
     assert accuracy.lines[0].get_ydata().tolist() == [12.5, 25, 50]
     assert divergence.lines[0].get_ydata().tolist() == [0.75, 0.5, 0]
+    assert [line.get_xdata().tolist() for line in divergence.lines] == [[25, 50, 100], [75]]
     assert [text.get_text() for text in divergence.get_legend().get_texts()] == ["budgeted", "acdc"]
+    assert len(draw_latency_curve({"acdc": points["acdc"]}).axes) == 1
 
 
 def test_files_are_whole_equal_when_drawn_again_and_of_the_full_graph(tmp_path):

@@ -66,9 +66,9 @@ def random_planted(seed: int, *, depth: int = 2, heads: int = 2, granularity: st
 
     Half of the heads attend (their queries and keys read something), the others take the mean over tokens; the circuit
     holds at least one that attends, and an MLP. Senders that nobody reads are there too: large activations and weights
-    that do not matter. Readers look at a sender with probability ``density``. The labels are what the model says; mean
-    pooling, so that every token counts. Circuits that do not make it are drawn again; :class:`InputError` when none of
-    :data:`MAX_DRAWS` does.
+    that do not matter. Readers look at a sender with probability ``density`` (0.2 suits 4 layers of 4 heads). The
+    labels are what the model says; mean pooling, so that every token counts. Circuits that do not make it are drawn
+    again; :class:`InputError` when none of :data:`MAX_DRAWS` does.
     """
     graph = Graph(depth, heads, granularity, mlp_groups)
     if not 0 < density <= 1 or granularity not in GRANULARITIES:

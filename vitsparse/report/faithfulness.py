@@ -27,14 +27,6 @@ class FaithfulnessCurve(Protocol):
     cpr: float
 
 
-class LatencyPoint(Protocol):
-    """What :func:`draw_latency_curve` reads of a circuit: share of the dense latency, KL in nats, accuracy 0 to 1."""
-
-    latency: float
-    kl: float
-    accuracy: float
-
-
 def draw_faithfulness(curves: Mapping[str, FaithfulnessCurve], title: str = "Faithfulness",
                       baselines: Collection[str] = BASELINES) -> Figure:
     """One curve per method over the share of edges kept, in the order of their areas; ``baselines`` are grey.
@@ -58,22 +50,33 @@ def draw_faithfulness(curves: Mapping[str, FaithfulnessCurve], title: str = "Fai
     return figure
 
 
-def draw_latency_curve(points: Mapping[str, Sequence[LatencyPoint]], title: str = "Circuits for a latency") -> Figure:
-    """Accuracy and KL over the share of the dense latency; a method of one point is a marker, of several a curve."""
+def draw_latency_curve(points: Mapping[str, Sequence[Mapping[str, float]]], title: str = "Circuits for a latency",
+                       metric: str = "KL from the dense model (nats)") -> Figure:
+    """The ``value`` of circuits by a metric over the ``share`` of the dense latency, for each method.
+
+    A point is what ``budgeted`` lists in ``provenance["curve"]``; where some have an ``accuracy`` (0 to 1) too, it has
+    a panel of its own. A method of one point is a marker, of several a curve.
+    """
+    with_accuracy = any("accuracy" in point for circuits in points.values() for point in circuits)
     with house_style():
-        figure, panels = new_figure(9.5, 4, 2)
+        figure, panels = new_figure(9.5 if with_accuracy else 6.5, 4, 1 + with_accuracy)
         for name, look in _looks(list(points), ()).items():
-            ordered = sorted(points[name], key=lambda point: point.latency)
-            shares = [100 * point.latency for point in ordered]
+            ordered = sorted(points[name], key=lambda point: point["share"])
             look |= {"label": name, "markersize": 4.5 if len(ordered) > 1 else 7}
-            panels[0].plot(shares, [100 * point.accuracy for point in ordered], **look)
-            panels[1].plot(shares, [point.kl for point in ordered], **look)
+            _over_latency(panels[-1], [(point["share"], point["value"]) for point in ordered], look)
+            if with_accuracy:
+                _over_latency(panels[0], [(point["share"], 100 * point["accuracy"]) for point in ordered
+                                          if "accuracy" in point], look)
         panels[0].set(title=title, ylabel="accuracy (%)")
-        panels[1].set(ylabel="KL from the dense model (nats)", ylim=(0, None))
+        panels[-1].set(ylabel=metric, ylim=(0, None))
         for axes in panels:
             axes.set(xlabel="latency (% of the dense model's)")
-        _legend(panels[1], "")
+        _legend(panels[-1], "")
     return figure
+
+
+def _over_latency(axes: Axes, points: Sequence[tuple[float, float]], look: Mapping[str, object]) -> None:
+    axes.plot([100 * share for share, _ in points], [value for _, value in points], **look)
 
 
 def _looks(names: Sequence[str], baselines: Collection[str]) -> dict[str, dict[str, object]]:
