@@ -133,6 +133,8 @@ class MlpBlock:
 
     def senders(self, hidden: Tensor) -> Tensor:
         """What its groups write, [G, b, T, D]."""
+        if len(self._groups) == 1:
+            return self.total(hidden)[None]
         return torch.stack([hidden[..., units] @ self._write[units] for units in self._groups]).add_(self._share)
 
     def total(self, hidden: Tensor) -> Tensor:
