@@ -113,7 +113,7 @@ class DiscoverConfig:
     cut_edges: float | None = None
     """budgeted: least share of the edges between live nodes to cut"""
     cost: str | None = None
-    """budgeted: cost table of the device; if not given it is cost.json in the output folder, measured when missing"""
+    """budgeted, node_importance: cost table of the device; if not given, cost.json in the output folder (made there)"""
     select: Annotated[Literal["top_k", "greedy", "threshold"] | None, tyro.conf.arg(aliases=("--select",))] = None
     """methods that give scores: how the circuit is chosen from them, top_k if not given"""
     edges: Annotated[float | None, tyro.conf.arg(aliases=("--edges",))] = None
