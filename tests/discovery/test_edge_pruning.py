@@ -25,7 +25,7 @@ from vitsparse.discovery.state import State
 from vitsparse.errors import InputError
 from vitsparse.evaluation.ablation import Ablation, fingerprint
 from vitsparse.evaluation.metrics import METRICS, metric_named
-from vitsparse.evaluation.planted import random_planted
+from vitsparse.evaluation.planted import and_gate, or_gate, random_planted
 from vitsparse.evaluation.roc import roc
 from vitsparse.model.edgewise import edgewise_forward
 
@@ -90,6 +90,15 @@ def test_finds_random_circuits(seed, shape):
     ablation = Ablation.mean(planted.model, batches, planted.graph)
     scores = edge_pruning(planted.model, batches, graph=planted.graph, ablation=ablation, steps=100)
     assert roc(scores, planted.circuit).auc >= 0.95
+
+
+@pytest.mark.parametrize("gate", [and_gate, or_gate])
+def test_finds_gates(gate):
+    """Both inputs of an OR too, where every single cut is harmless: the masks also meet the cut of the other road."""
+    planted = gate()
+    scores = edge_pruning(planted.model, planted.batches(), graph=planted.graph, ablation=Ablation.zero(planted.model),
+                          steps=100)
+    assert roc(scores, planted.circuit).auc == 1.0
 
 
 def test_reaches_the_sparsity_that_is_asked_for():
