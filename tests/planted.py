@@ -1,4 +1,4 @@
-"""Vision Transformers whose true circuit is known by construction.
+"""A Vision Transformer wired by hand; random circuits and logic gates are in ``vitsparse.evaluation.planted``.
 
 With an ``eps`` that dwarfs any variance, and a weight of its root, a LayerNorm only subtracts the mean over channels;
 and every value is written to a pair of channels with both signs, so that the mean is zero: a reader sees exactly the
@@ -38,29 +38,21 @@ class Planted:
                     parameter[0], parameter[1] = 0.25, -0.25
 
     @torch.no_grad()
-    def head(self, layer: int, head: int, *, reads: tuple[int, ...], writes: int, bias: float = 0.0) -> None:
-        """The head writes the mean over tokens of the sum of the channels it reads, plus ``bias``."""
+    def head(self, layer: int, head: int, *, reads: tuple[int, ...], writes: int) -> None:
+        """The head writes the mean over tokens of the sum of the channels it reads."""
         attention, unit = self.model.blocks[layer].attn, head * self.width
         row = 2 * self.model.embed_dim + unit  # the values come after the queries and keys
         for channel in reads:
             attention.qkv.weight[row, 2 * channel] = 1.0
-        attention.qkv.bias[row] = bias
         self._write(attention.proj.weight[:, unit], writes, 1.0)
 
     @torch.no_grad()
-    def unit(self, layer: int, unit: int, *, reads: tuple[int, ...], writes: int, scale: float = 1.0, bias: float = 0.0,
-             out: float = 1.0) -> None:
-        """A hidden unit of the MLP writes ``out * GELU(scale * sum of the channels it reads + bias)``."""
+    def unit(self, layer: int, unit: int, *, reads: tuple[int, ...], writes: int) -> None:
+        """A hidden unit of the MLP writes ``GELU(sum of the channels it reads)``."""
         mlp = self.model.blocks[layer].mlp
         for channel in reads:
-            mlp.fc1.weight[unit, 2 * channel] = scale
-        mlp.fc1.bias[unit] = bias
-        self._write(mlp.fc2.weight[:, unit], writes, out)
-
-    @torch.no_grad()
-    def mlp_bias(self, layer: int, channel: int, value: float) -> None:
-        """The MLP adds a constant to a channel."""
-        self._write(self.model.blocks[layer].mlp.fc2.bias, channel, value)
+            mlp.fc1.weight[unit, 2 * channel] = 1.0
+        self._write(mlp.fc2.weight[:, unit], writes, 1.0)
 
     @torch.no_grad()
     def logits(self, *, reads: tuple[int, ...]) -> None:
@@ -96,18 +88,6 @@ def two_roads_edges(granularity: str, mlp_groups: int = 1) -> set[str]:
         f"input->{head.format(1, 0)}", f"{mlp.format(0)}->{head.format(1, 1)}",
         f"{sends.format(1, 0)}->m1", f"{sends.format(1, 1)}->m1", f"{mlp.format(1)}->logits",
     }
-
-
-def or_gate() -> ViT:
-    """Two heads that always write 1, and an MLP computing ``a OR b = 1 - ReLU(1 - a - b)``: either head is enough."""
-    plant = Planted(depth=1, heads=2, channels=3)
-    steep = 40.0  # GELU(steep * x) / steep is ReLU(x) to 1e-300 at the integers
-    plant.head(0, 0, reads=(), writes=1, bias=1.0)
-    plant.head(0, 1, reads=(), writes=1, bias=1.0)
-    plant.unit(0, 0, reads=(1,), writes=2, scale=-steep, bias=steep, out=-1 / steep)
-    plant.mlp_bias(0, 2, 1.0)
-    plant.logits(reads=(2,))
-    return plant.model
 
 
 def planted_batches(sizes: tuple[int, ...] = (6, 5)) -> list[tuple[Tensor, Tensor]]:

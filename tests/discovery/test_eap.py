@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.planted import or_gate, planted_batches
 from tests.strategies import make_ablation, make_batches, make_model
 from tests.tolerances import ORACLE
 from vitsparse.circuit import GRANULARITIES, Circuit, EdgeScores, Graph
@@ -18,6 +17,7 @@ from vitsparse.discovery.gradients import EdgeGradients
 from vitsparse.errors import InputError
 from vitsparse.evaluation.ablation import Ablation, fingerprint
 from vitsparse.evaluation.metrics import METRICS, metric_named
+from vitsparse.evaluation.planted import or_gate
 from vitsparse.model.config import ViTConfig
 from vitsparse.model.edgewise import edgewise_forward
 from vitsparse.model.vit import ViT
@@ -101,8 +101,9 @@ def test_is_the_truth_on_a_linear_model(granularity, groups, kind):
 
 def test_is_blind_to_an_or_gate():
     """Either head is enough, so each alone scores 0, and so do both together: no selection keeps the gate's inputs."""
-    model, batches = or_gate(), planted_batches()
-    scores = eap(model, batches, graph=Graph.of(model), ablation=Ablation.zero(model), metric="logit_difference")
+    planted = or_gate()
+    scores = eap(planted.model, planted.batches(), graph=planted.graph, ablation=Ablation.zero(planted.model),
+                 metric="logit_difference")
     by_name = dict(zip(scores.graph.edge_names, scores.values, strict=True))
     assert abs(by_name["a0.h0->m0"]) < 1e-9
     assert abs(by_name["a0.h1->m0"]) < 1e-9
