@@ -55,9 +55,9 @@ def row_of(task: Task, name: str, a: argparse.Namespace) -> tuple[dict[str, Any]
                                select=select)
     fifth = select(scores, int(0.2 * task.graph.num_edges))
     row = {"method": name, "cpr": round(curve.cpr, 4), "cmd": round(curve.cmd, 4),
-           "f at 5 %": round(at(curve, curve.faithfulness, 0.05), 4),
-           "f at 20 %": round(at(curve, curve.faithfulness, 0.2), 4),
-           "accuracy at 20 %": round(at(curve, curve.accuracy, 0.2), 4)}
+           "f at 5 %": at(curve, curve.faithfulness, 0.05),
+           "f at 20 %": at(curve, curve.faithfulness, 0.2),
+           "accuracy at 20 %": at(curve, curve.accuracy, 0.2)}
     if a.knockouts:
         found = completeness(task.model, task.judge, fifth, ablation=task.ablation, metric=task.metric,
                              knockouts=a.knockouts)
@@ -70,8 +70,8 @@ def row_of(task: Task, name: str, a: argparse.Namespace) -> tuple[dict[str, Any]
 
 
 def at(curve: Curve, values: tuple[float, ...], fraction: float) -> float:
-    """The entry of ``values`` at that fraction of the edges."""
-    return values[curve.fractions.index(fraction)]
+    """The entry of ``values`` at that fraction of the edges, to four digits; no minus zero."""
+    return round(values[curve.fractions.index(fraction)], 4) + 0.0
 
 
 def stored_scores(task: Task, name: str, folder: Path) -> tuple[EdgeScores, float]:
