@@ -112,7 +112,7 @@ def test_one_step_of_inputs_starts_at_the_ablated_embedding_where_eap_is_at_the_
 @pytest.mark.parametrize("variant", ["inputs", "activations"])
 def test_how_images_are_cut_does_not_matter(monkeypatch, variant):
     expected = search(variant=variant)
-    monkeypatch.setattr(passes, "PART_BYTES", 1)
+    monkeypatch.setitem(passes.PART_BYTES, "cpu", 1)
     found = search(variant=variant, batches=make_batches(CONFIG, (3, 2, 4)))
     assert found.values == pytest.approx(expected.values, rel=1e-4, abs=1e-6)
     assert found.provenance == expected.provenance

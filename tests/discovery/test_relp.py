@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tests.discovery.test_eap import CONFIG, ablation_of, linear_model
-from tests.planted import or_gate, planted_batches
 from tests.strategies import make_batches, make_model
 from tests.tolerances import ORACLE
 from vitsparse.circuit import Graph
@@ -16,6 +15,7 @@ from vitsparse.discovery import METHODS, eap, relp
 from vitsparse.errors import InputError
 from vitsparse.evaluation.ablation import Ablation
 from vitsparse.evaluation.metrics import METRICS
+from vitsparse.evaluation.planted import or_gate
 from vitsparse.model.edgewise import sender_outputs
 from vitsparse.model.vit import ViT
 
@@ -82,9 +82,10 @@ def test_is_eap_and_so_the_truth_on_a_linear_model():
 
 
 def test_is_blind_to_an_or_gate():
-    model, batches = or_gate(), planted_batches()
-    scores = relp(model, batches, graph=Graph.of(model), ablation=Ablation.zero(model), metric="logit_difference")
-    into_the_gate = [scores.values[scores.graph.edge_index(f"a0.h{h}->m0")] for h in range(2)]
+    planted = or_gate()
+    scores = relp(planted.model, planted.batches(), graph=planted.graph, ablation=Ablation.zero(planted.model),
+                  metric="logit_difference")
+    into_the_gate = [scores.values[planted.graph.edge_index(f"a0.h{h}->m0")] for h in range(2)]
     assert into_the_gate == pytest.approx([0, 0], abs=1e-9)
 
 

@@ -7,7 +7,8 @@ Networks", 2017). The gradient of EAP is replaced by its mean along a path from 
 ``inputs``: the embedding is ``a_input + (k/m) (s_input - a_input)``, k = 0 .. m-1, and the rest of the model follows
 from it; s_i and a_i stay those of the dense run. So the path begins at the image's embedding replaced by the ablation
 value of ``input``: the corrupted image's for a counterfactual ablation, the mean one (per token position), or zeros.
-One forward and m forwards with backward.
+At all zeros a LayerNorm divides by the root of its ``eps``, so that one step outweighs the others: under zero ablation
+prefer ``activations``. One forward and m forwards with backward.
 
 ``activations``: for the edges from a sub-block (``input``, the attention of a layer with all its heads, an MLP) only
 what this sub-block writes is ``a + (k/m) (s - a)``, k = 1 .. m, everything before it being dense and everything behind

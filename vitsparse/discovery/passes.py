@@ -21,8 +21,10 @@ from ..model.edgewise import ablation_constants, check_fits, corrupted
 from ..model.vit import ViT
 from .sub_blocks import AttentionBlock, Classifier, MlpBlock
 
-PART_BYTES = 2**28
-"""How much one part of a batch may hold at a time, apart from the model; a part has at least one image."""
+PART_BYTES, SMALL_BYTES = {"cpu": 2**28, "cuda": 2**31}, 2**22
+"""How much one part of a batch may hold at a time, apart from the model, by device; a part has at least one image. A
+batch of more than SMALL_BYTES comes in three parts: then a part takes less than a forward and backward of the
+whole batch in the dense model, although it holds what every sender writes."""
 
 Rows = list[Tensor | None]
 
@@ -97,7 +99,7 @@ class Passes:
     def parts(self, images: Tensor, labels: Tensor | None) -> Iterator[Part]:
         """``images`` [B, C, S, S] a few at a time. What a part holds is overwritten by the next one."""
         other = None if self.ablation.corrupt is None else corrupted(self.ablation, images, labels)
-        size = self._images_at_a_time()
+        size = self._images_at_a_time(len(images))
         for start in range(0, len(images), size):
             chosen = slice(start, min(start + size, len(images)))
             embedded = self.model.embed(images[chosen])
@@ -184,11 +186,12 @@ class Passes:
             stack[self.writes(index)] = outputs
             trunk = trunk + (outputs.sum(0) + stage.constant)
 
-    def _images_at_a_time(self) -> int:
-        config = self.model.config
-        stack = len(self.graph.senders) + 20 * config.depth
-        per_image = stack * config.num_tokens * config.embed_dim * self.model.pos_embed.element_size()
-        return max(1, PART_BYTES // per_image)
+    def _images_at_a_time(self, batch: int) -> int:
+        config, like = self.model.config, self.model.pos_embed
+        tensors = len(self.graph.senders) + 20 * config.depth  # [T, D] of one image; 20: what a layer's backward needs
+        per_image = tensors * config.num_tokens * config.embed_dim * like.element_size()
+        third = max((batch + 2) // 3, SMALL_BYTES // per_image)
+        return max(1, min(third, PART_BYTES[like.device.type] // per_image))
 
     def _room_for(self, count: int) -> Tensor:
         shape = (len(self.graph.senders), count, self.model.config.num_tokens, self.model.config.embed_dim)
