@@ -75,7 +75,7 @@ class Ablation(Frozen):
 
     @classmethod
     def optimal(cls, model: ViT, batches: Iterable, graph: Graph | None = None, *,  # noqa: PLR0913
-                metric: str | Metric = "kl", steps: int = 500, lr: float = 0.03, seed: int = 0,
+                metric: str | Metric = "kl", steps: int = 500, lr: float = 0.01, seed: int = 0,
                 progress: bool = True) -> Ablation:
         """A cut edge carries the constant [T, D] that does the least harm: see :mod:`.optimal` for what is least.
 
