@@ -15,7 +15,8 @@ from ..errors import InputError
 def pairs(batches: Any, device: torch.device | None) -> Iterator[tuple[Tensor, Any]]:
     """(images, labels) of every batch on ``device`` (None: where they are), once.
 
-    Labels may be anything where nobody reads them. Raises :class:`InputError` for a one-shot iterator and for a batch that is no such pair.
+    Labels may be anything where nobody reads them. Raises :class:`InputError` for a one-shot iterator and for a batch
+    that is no such pair.
     """
     check_batches(batches)
     for index, batch in enumerate(batches):
