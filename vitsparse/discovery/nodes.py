@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,6 +50,14 @@ def without(graph: Graph, keep: np.ndarray, senders: Sequence[int]) -> np.ndarra
     return keep & ~np.isin(edge_senders(graph), senders)
 
 
+def live_kills(graph: Graph, keep: np.ndarray) -> list[tuple[int, ...]]:
+    """What can be killed: each sender with a kept edge besides ``input``, and the groups of an MLP together."""
+    live = [sender for sender in np.unique(edge_senders(graph)[keep]).tolist() if sender]
+    mlps = groupby((s for s in live if graph.sender_nodes[s].kind == "mlp"), lambda s: graph.sender_nodes[s].layer)
+    together = [tuple(groups) for _, groups in mlps]
+    return [(sender,) for sender in live] + [groups for groups in together if len(groups) > 1]
+
+
 def between_live_nodes(graph: Graph, keep: np.ndarray) -> np.ndarray:
     """[E] bool: the edges, kept or cut, whose sender and whose reader both have a kept path to ``logits``."""
     alive = reaches_logits(graph, keep)
@@ -57,31 +66,31 @@ def between_live_nodes(graph: Graph, keep: np.ndarray) -> np.ndarray:
 
 
 def cut_share(graph: Graph, keep: np.ndarray) -> float:
-    """Which share of the edges between live nodes is cut."""
+    """Which share of the edges between live nodes is cut; 1 where no node lives."""
     between = between_live_nodes(graph, keep)
-    return float((between & ~keep).sum() / max(1, between.sum()))
+    return float((between & ~keep).sum() / between.sum()) if between.any() else 1.0
 
 
-def savings(cost: Cost, graph: Graph, keep: np.ndarray, kills: Sequence[Sequence[int]]) -> np.ndarray:
-    """Microseconds saved by each of ``kills`` (senders that die together) in the circuit ``keep``.
+def savings(cost: Cost, graph: Graph, keep: np.ndarray,
+            changes: Sequence[tuple[Sequence[int], np.ndarray]]) -> np.ndarray:
+    """Microseconds saved by going from the circuit ``keep`` to that of each of ``changes``: the senders concerned, and
+    the circuit.
 
     Nodes of a layer that read the same and are read by the same are each other's mirror image, so one of them is
     compiled for all.
     """
     now, known, saved = cost.latency(Circuit(graph, keep)), {}, []
-    senders = edge_senders(graph)
-    for kill in kills:
-        signature = tuple(sorted(_signature(graph, keep, senders, sender) for sender in kill))
+    senders, stages = edge_senders(graph), edge_stages(graph)
+    for nodes, changed in changes:
+        signature = tuple(sorted(_signature(graph, keep, stages[(senders == node) & keep], node) for node in nodes))
         if signature not in known:
-            known[signature] = now - cost.latency(Circuit(graph, without(graph, keep, kill)))
+            known[signature] = now - cost.latency(Circuit(graph, changed))
         saved.append(known[signature])
     return np.array(saved)
 
 
-def _signature(graph: Graph, keep: np.ndarray, senders: np.ndarray, sender: int) -> tuple:
-    """Equal for senders that are each other's mirror image: layer, kind, what they read, who reads them."""
+def _signature(graph: Graph, keep: np.ndarray, read_at: np.ndarray, sender: int) -> tuple:
+    """Equal for senders that are each other's mirror image: layer, kind, what they read, where they are read."""
     node = graph.sender_nodes[sender]
-    stages = edge_stages(graph)
     reads = tuple(keep[reader.edges].tobytes() for reader in graph.reader_nodes if sender in reader.drives)
-    readers = np.bincount(stages[(senders == sender) & keep], minlength=1).tobytes()
-    return node.layer, node.kind, reads, readers
+    return node.layer, node.kind, reads, np.bincount(read_at, minlength=1).tobytes()

@@ -16,7 +16,7 @@ neurons: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers",
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,18 +37,67 @@ from .passes import Part, Passes, Rows
 
 @dataclass(frozen=True)
 class Quadratic:
-    """``slope`` g [E] and ``response`` h [B, E] around one circuit; see the head of this module."""
+    """``slope`` [M] and ``response`` [B, M] of M changes: of all edges by +1, or of sets of edges (:meth:`sums`)."""
 
     slope: np.ndarray
     response: np.ndarray
 
-    def gather(self, cells: np.ndarray, count: int) -> Quadratic:
-        """The same for ``count`` sets of edges that change together: ``cells`` [E] says which (-1: none)."""
-        inside = cells >= 0
-        response = np.zeros((len(self.response), count), dtype=self.response.dtype)
-        for row, values in zip(response, self.response[:, inside], strict=True):
-            row[:] = np.bincount(cells[inside], values, count)
-        return Quadratic(np.bincount(cells[inside], self.slope[inside], count), response)
+    def sums(self, cells: np.ndarray, count: int) -> Quadratic:
+        """``count`` changes, each that of the edges whose entry in ``cells`` [M] is its number (-1: of none)."""
+        inside = np.flatnonzero(cells >= 0)
+        response = [np.bincount(cells[inside], row, count) for row in self.response[:, inside]]
+        return Quadratic(np.bincount(cells[inside], self.slope[inside], count), np.array(response))
+
+    def signed(self, signs: np.ndarray) -> Quadratic:
+        """The same changes, each -1 (taken away) or +1 (brought back) times, by ``signs`` [M]."""
+        return Quadratic(self.slope * signs, self.response * signs)
+
+    def times(self, matrix: np.ndarray) -> Quadratic:
+        """Each column of ``matrix`` [M, N] makes one change of these: -1 takes away, +1 brings back."""
+        return Quadratic(self.slope @ matrix, self.response @ matrix)
+
+    def marginal(self, done: np.ndarray) -> np.ndarray:
+        """[M]: by how much each raises the metric after others, whose responses add up to ``done`` [B]."""
+        return self.slope + done @ self.response / len(done) + 0.5 * (self.response**2).mean(0)
+
+    def together(self, changes: Sequence[int]) -> float:
+        """By how much several raise the metric."""
+        return float(self.slope[changes].sum() + 0.5 * (self.response[:, changes].sum(1) ** 2).mean())
+
+    def choose(self, worth: np.ndarray, need: float, *, after: np.ndarray | None = None,
+               overlap: np.ndarray | None = None, harmless: bool = False) -> list[int]:
+        """The changes, one after another, that raise the metric least per ``worth`` [M] until that adds up to ``need``.
+
+        ``after`` [B] are responses of what was done before. ``overlap`` [M, M] bool tells which exclude each other;
+        ``harmless``: only those that do not raise the metric.
+        """
+        done = np.zeros(len(self.response)) if after is None else after
+        free, chosen = worth > 0, []
+        while need > 0 and free.any():
+            marginal = self.marginal(done)
+            # What is worth more than is needed gets no credit for the rest.
+            price = np.where(free, marginal / np.minimum(np.maximum(worth, 1e-12), need), np.inf)
+            index = int(np.argmin(price))
+            if harmless and marginal[index] >= 0:
+                break
+            chosen.append(index)
+            done, need, free[index] = done + self.response[:, index], need - worth[index], False
+            if overlap is not None:
+                free &= ~overlap[index]
+        return chosen
+
+    def fill(self, price: np.ndarray, room: float, *, after: np.ndarray) -> list[int]:
+        """The changes, one after another, that lower the metric most per ``price`` [M] and that fit into ``room``."""
+        done, chosen = after, []
+        while True:
+            marginal = self.marginal(done)
+            fits = (price <= room) & (marginal < 0)
+            fits[chosen] = False
+            if not fits.any():
+                return chosen
+            index = int(np.argmin(np.where(fits, marginal / np.maximum(price, 1e-12), np.inf)))
+            chosen.append(index)
+            done, room = done + self.response[:, index], room - price[index]
 
 
 class Quadratics:
