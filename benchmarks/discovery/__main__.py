@@ -1,8 +1,8 @@
 """How fast discovery is, against the plain way of doing the same: python -m benchmarks.discovery [--quick] [NAME ...]
 
 Each row is one comparison within one run: seconds of ours and of the baseline, their ratio, whether the results are the
-same, and the machine. ``--out`` writes them as CSV, ``--model`` takes a trained model (a folder of ``save_pretrained``)
-where a benchmark works on one.
+same, and the machine. ``--out`` writes them as CSV. ``--model`` takes a trained model (a folder of ``save_pretrained``)
+where a benchmark works on one, and ``--images`` the folder of Tiny ImageNet that it was trained on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(here)}; all without")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run, not how fast it is")
     parser.add_argument("--model", type=Path, help="folder of a trained model")
+    parser.add_argument("--images", type=Path, help="where the images of its data set are")
     parser.add_argument("--out", type=Path, help="CSV file to write")
     given = parser.parse_args()
     unknown = sorted(set(given.names) - set(here))
@@ -39,7 +40,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in given.names or here:
         module = importlib.import_module(f"{__package__}.{name}")
-        for row in module.rows(**options(module.rows, quick=given.quick, model=given.model)):
+        for row in module.rows(**options(module.rows, quick=given.quick, model=given.model, images=given.images)):
             rows.append(row)
             print("  ".join(f"{field} {value}" for field, value in row.items()), flush=True)
     if given.out is not None:

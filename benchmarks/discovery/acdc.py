@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.discovery.plain import EdgeMasked
-from vitsparse import Ablation, Circuit
+from vitsparse import Ablation, Circuit, data
 from vitsparse.circuit import Graph
 from vitsparse.circuit.liveness import reaches_logits
 from vitsparse.discovery import acdc
@@ -37,13 +37,20 @@ IMAGES = {"cpu": 8, "cuda": 256}
 THRESHOLD = 1e-3
 
 
-def rows(*, quick: bool = False, model: Path | None = None) -> list[dict[str, Any]]:
-    """One row per model."""
-    found = [whole_searches(Task.of(lively(ViT(**SMALL)), images=8))]
-    if not quick:
-        large = lively(ViT(**FULL)) if model is None else load_pretrained(model)
-        found.append(sampled_search(Task.of(large, images=IMAGES[DEVICE])))
-    return found
+def rows(*, quick: bool = False, model: Path | None = None, images: Path | None = None) -> list[dict[str, Any]]:
+    """One row per model: a small one, and one of random weights or the trained one at ``model`` with images of its
+    data set, found at ``images``."""
+    found = [whole_searches(Task.of(lively(ViT(**SMALL)), noise(SMALL["img_size"], 8)))]
+    if quick:
+        return found
+    count = IMAGES[DEVICE]
+    if model is None:
+        task = Task.of(lively(ViT(**FULL)), noise(FULL["img_size"], count))
+    else:
+        trained = load_pretrained(model)
+        chosen = data.load("tiny_imagenet", "train", root=images, num_classes=trained.num_classes)
+        task = Task.of(trained, next(iter(data.Batches(chosen, count, limit=count)))[0])
+    return [*found, sampled_search(task)]
 
 
 @dataclass
@@ -56,13 +63,10 @@ class Task:
     images: Tensor
 
     @classmethod
-    def of(cls, model: ViT, images: int) -> Task:
-        """Random images will do: time does not depend on them."""
-        model = model.eval().to(DEVICE)
-        config, generator = model.config, torch.Generator().manual_seed(0)
-        pixels = torch.randn(images, config.in_chans, config.img_size, config.img_size, generator=generator).to(DEVICE)
+    def of(cls, model: ViT, images: Tensor) -> Task:
+        model, images = model.eval().to(DEVICE), images.to(DEVICE)
         graph = Graph.of(model)
-        return cls(model, graph, Ablation.mean(model, [(pixels, None)], graph), pixels)
+        return cls(model, graph, Ablation.mean(model, [(images, None)], graph), images)
 
     def ours(self, journal: Path | None = None) -> tuple[Circuit, float]:
         """The circuit, and seconds."""
@@ -167,6 +171,10 @@ def lively(model: ViT) -> ViT:
             if parameter.ndim == 2:
                 parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
     return model
+
+
+def noise(size: int, count: int) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def seconds(function: Callable[[], Any]) -> float:

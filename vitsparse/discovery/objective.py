@@ -288,6 +288,6 @@ class Objective(WholeObjective):
             left -= len(chunk.images)
             if left < 0:
                 warnings.warn(f"memory reaches for {held} of {self.num_images} images: whatever the others need is "
-                              "computed again each time, which is slow; use fewer images", stacklevel=5)
+                              "computed again each time, which is slow; use fewer images", stacklevel=8)
                 return
             chunk.constants, chunk.base = self._constants_of(chunk), self._room(chunk)
