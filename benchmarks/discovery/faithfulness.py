@@ -28,8 +28,6 @@ from vitsparse.evaluation.stability import stability
 from vitsparse.model.weights import load_pretrained
 from vitsparse.report import draw_faithfulness, save_figure
 
-THRESHOLDS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-"""Of ACDC, in nats of KL."""
 NAMES = ("exact", "acdc", "edge_pruning", "eap_ig", "eap", "relp", "magnitude", "random")
 SEARCH_METRIC = {"eap": "ce", "relp": "ce"}
 """The others search with the metric of the table; these two differentiate at the dense model, where KL is flat."""
@@ -45,6 +43,7 @@ class Task:
     metric: str
     search: Batches
     judge: Batches
+    settings: dict[str, dict[str, Any]]
 
 
 def row_of(task: Task, name: str, a: argparse.Namespace) -> tuple[dict[str, Any], Curve]:
@@ -76,9 +75,8 @@ def at(curve: Curve, values: tuple[float, ...], fraction: float) -> float:
 
 def stored_scores(task: Task, name: str, folder: Path) -> tuple[EdgeScores, float]:
     """Scores from ``folder``, if the same search left them there, else from the search itself."""
-    settings = {"thresholds": list(THRESHOLDS)} if name == "acdc" else {}
     search = identity(name, task.model, task.graph, task.ablation, SEARCH_METRIC.get(name, task.metric),
-                      data=data_digest(task.search), **settings)
+                      data=data_digest(task.search), **task.settings.get(name, {}))
     path, facts = folder / f"{name}.safetensors", folder / f"{name}.json"
     if facts.exists():
         stored = read_json(facts)
@@ -101,12 +99,14 @@ def search_scores(task: Task, name: str, folder: Path | None = None) -> EdgeScor
         return METHODS[name](task.model, task.search, graph=task.graph, ablation=task.ablation,
                              metric=SEARCH_METRIC.get(name, task.metric), journal=folder and folder / label, **settings)
 
+    settings = task.settings.get(name, {})
     if name != "acdc":
-        return run(f"{name}.journal")
-    values = np.full(task.graph.num_edges, 2 * THRESHOLDS[-1])
-    for threshold in reversed(THRESHOLDS):
+        return run(f"{name}.journal", **settings)
+    thresholds = sorted(settings["thresholds"], reverse=True)
+    values = np.full(task.graph.num_edges, 2 * thresholds[0])
+    for threshold in thresholds:
         values[~run(f"acdc-{threshold}.journal", threshold=threshold).keep] = threshold
-    return EdgeScores(task.graph, values, {"method": "acdc", "thresholds": list(THRESHOLDS)})
+    return EdgeScores(task.graph, values, {"method": "acdc", **settings})
 
 
 def markdown(rows: list[dict[str, Any]], about: str) -> str:
@@ -130,6 +130,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--metric", default="kl")
     parser.add_argument("--select", default="top_k", choices=("top_k", "greedy"))
     parser.add_argument("--methods", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--thresholds", type=float, nargs="+", default=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+                        help="of ACDC, in nats of KL")
+    parser.add_argument("--steps", type=int, default=1000, help="of edge_pruning")
     parser.add_argument("--knockouts", type=int, default=10, help="for completeness; 0: leave it out")
     parser.add_argument("--runs", type=int, default=0, help="searches on bootstrap samples, for stability")
     parser.add_argument("--device", default="cpu")
@@ -145,7 +148,8 @@ def task_of(a: argparse.Namespace) -> Task:
         (train, a.images), (val, a.judges), (train, a.ablation_images)))
     graph = Graph.of(model, granularity=a.granularity)
     ablation = Ablation.zero(model) if a.ablation == "zero" else Ablation.mean(model, measure)
-    return Task(model, graph, ablation, a.metric, search, judge)
+    settings = {"acdc": {"thresholds": list(a.thresholds)}, "edge_pruning": {"steps": a.steps}}
+    return Task(model, graph, ablation, a.metric, search, judge, settings)
 
 
 def main() -> None:
