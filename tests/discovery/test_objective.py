@@ -18,7 +18,7 @@ from vitsparse.model.edgewise import edgewise_forward
 
 
 @torch.no_grad()
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_values_are_those_of_the_definition(data):
     """Circuits of all kinds, then cuts into one reader after another, some of them adopted."""
