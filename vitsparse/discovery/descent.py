@@ -14,7 +14,8 @@ from .objective import Objective
 from .quadratic import Quadratic, Quadratics
 
 FIELDS = ("latency_us", "value", "edges", "nodes_dead")  # of a point of the curve
-HOPEFUL = 2.0  # kills that cost more than so many times what was expected are taken back in half
+HOPEFUL = 2.0  # kills that cost more than so many times what was expected are taken back in half,
+HARMLESS = 1e-3  # unless it is less than so many nats
 EDGES_AT_ONCE = 0.1  # of the edges between live nodes, in one round
 EXCHANGES, FAILURES = 8, 2  # exchanges measured per round; rounds without success until the search ends
 BETTER = 1e-3  # by which share the metric must fall for an exchange
@@ -164,8 +165,7 @@ class Descent:
         while True:
             keep = np.logical_and.reduce([circuits[index] for index in order])
             value, = self._objective.values([keep])
-            hoped = max(nodes.together(order), BETTER * self.value)
-            if len(order) == 1 or value - self.value <= HOPEFUL * hoped:
+            if len(order) == 1 or value - self.value <= max(HARMLESS, HOPEFUL * nodes.together(order)):
                 break
             order = order[: len(order) // 2]
         saved = latency - self._latency(keep)

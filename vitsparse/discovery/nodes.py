@@ -76,21 +76,20 @@ def savings(cost: Cost, graph: Graph, keep: np.ndarray,
     """Microseconds saved by going from the circuit ``keep`` to that of each of ``changes``: the senders concerned, and
     the circuit.
 
-    Nodes of a layer that read the same and are read by the same are each other's mirror image, so one of them is
-    compiled for all.
+    One of the nodes of a layer that read the same is compiled for all of them. They are alike but for who reads them,
+    which decides how sums are shared: compiling each would be exact, and take many times as long.
     """
     now, known, saved = cost.latency(Circuit(graph, keep)), {}, []
-    senders, stages = edge_senders(graph), edge_stages(graph)
     for nodes, changed in changes:
-        signature = tuple(sorted(_signature(graph, keep, stages[(senders == node) & keep], node) for node in nodes))
+        signature = tuple(sorted(_signature(graph, keep, node) for node in nodes))
         if signature not in known:
             known[signature] = now - cost.latency(Circuit(graph, changed))
         saved.append(known[signature])
     return np.array(saved)
 
 
-def _signature(graph: Graph, keep: np.ndarray, read_at: np.ndarray, sender: int) -> tuple:
-    """Equal for senders that are each other's mirror image: layer, kind, what they read, where they are read."""
+def _signature(graph: Graph, keep: np.ndarray, sender: int) -> tuple:
+    """Layer, kind, and what is read."""
     node = graph.sender_nodes[sender]
-    reads = tuple(keep[reader.edges].tobytes() for reader in graph.reader_nodes if sender in reader.drives)
-    return node.layer, node.kind, reads, np.bincount(read_at, minlength=1).tobytes()
+    return node.layer, node.kind, tuple(keep[reader.edges].tobytes() for reader in graph.reader_nodes
+                                        if sender in reader.drives)
