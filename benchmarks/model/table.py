@@ -13,7 +13,8 @@ import warnings
 
 import torch
 
-from benchmarks.model.test_latency import CIRCUITS, DEVICE, MODELS, dense_model, sparse_model
+from benchmarks.model.circuits import named_circuits
+from benchmarks.model.test_latency import DEVICE, MODELS, dense_model, sparse_model
 from vitsparse import InputError
 from vitsparse.circuit.files import atomic_path
 from vitsparse.compiler import dense_flops
@@ -33,7 +34,7 @@ def rows_of(name: str, batch: int) -> list[dict[str, object]]:
             runs[baseline] = make(model, images)
         except InputError as error:
             print(f"{baseline}: left out, {error.what}", file=sys.stderr)
-    for circuit in CIRCUITS:
+    for circuit in named_circuits(model.depth, model.num_heads):
         sparse = sparse_model(model, circuit)
         runs[circuit] = functools.partial(sparse, images)
         shares[circuit] = round(sparse.plan.flops / dense_flops(model.config), 4)

@@ -20,7 +20,7 @@ from vitsparse.evaluation.latency import machine_facts
 from vitsparse.model.vit import ViT
 
 MODELS = {"p8 d128 l6 h4": "vit_tiny_imagenet_p8_d128_l6_h4", "p8 d256 l12 h8": "vit_tiny_imagenet_p8_d256_l12_h8"}
-CIRCUITS = ("full", "half", "third", "lean", "mixed", "edges50")
+CIRCUITS = ("full", "half", "third", "lean", "mixed", "edges50", "found")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -49,6 +49,8 @@ def test_latency(benchmark, name, batch, what):
             except InputError as error:
                 pytest.skip(str(error))
         else:
+            if what not in named_circuits(model.depth, model.num_heads):
+                pytest.skip("the circuit is of a model of another shape")
             sparse = sparse_model(model, what)
             benchmark.extra_info["flops_share"] = sparse.plan.flops / dense_flops(model.config)
             run = functools.partial(sparse, images)
