@@ -25,7 +25,7 @@ def named_circuits(depth: int, heads: int, seed: int = 0) -> dict[str, Circuit]:
 
     ``full``; ``half``: half of the heads, every second MLP; ``third``: a quarter of the heads, a third of the MLPs;
     ``lean``: all heads of a layer but one, 2 of 8 MLP groups; ``mixed``: half, then 30 % of the edges between its live
-    nodes cut; ``edges50``: every node alive, half of the edges cut; ``found``: :data:`FOUND`, where it is of this shape.
+    nodes cut; ``edges50``: every node alive, half of the edges cut; ``found``: :data:`FOUND`, for its shape.
     """
     graph, groups = Graph(depth, heads), Graph(depth, heads, mlp_groups=8)
     rng = np.random.default_rng(seed)
@@ -43,4 +43,6 @@ def named_circuits(depth: int, heads: int, seed: int = 0) -> dict[str, Circuit]:
         "edges50": Circuit(graph, rng.random(graph.num_edges) < 0.5),
     }
     found = Circuit.load(FOUND)
-    return circuits | ({"found": found} if (found.graph.depth, found.graph.heads) == (depth, heads) else {})
+    if (found.graph.depth, found.graph.heads) == (depth, heads):
+        circuits["found"] = Circuit(found.graph, found.keep)  # whatever stands in for its cut edges
+    return circuits
