@@ -81,7 +81,7 @@ def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _images(model: ViT, folder: Path | None, split: str, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The first images of a split of Tiny ImageNet, in an order of their own: on disk they are sorted by class."""
+    """Images of a split of Tiny ImageNet, drawn from all of it."""
     chosen = data.load("tiny_imagenet", split, root=folder, num_classes=model.num_classes)
     order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:count].numpy()
     return list(Batches(chosen.subset(order), 32))
