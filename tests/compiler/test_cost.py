@@ -139,6 +139,11 @@ def test_not_a_number_is_refused(tmp_path):
         CostModel.load(file)
 
 
+def test_a_model_is_no_configuration():
+    with pytest.raises(InputError, match=r"model\.config"):
+        PlanCost(table(), torch.nn.Identity())
+
+
 def test_bad_batch_sizes_are_refused():
     with pytest.raises(InputError, match=r"one of \[1\]"):
         PlanCost(table(), CONFIG, batch=3)

@@ -219,6 +219,7 @@ def test_a_metric_that_is_no_number_keeps_the_edge():
     ({"metric": "accuracy"}, "accuracy falls"),
     ({"metric": metric_named("accuracy").among([0, 1])}, "accuracy falls"),
     ({"threshold": math.nan}, "finite number"),
+    ({"threshold": "much"}, "finite number"),
     ({"threshold": math.inf}, "finite number"),
     ({"threshold": -1e-9}, "not negative"),
     ({"metric": "ce", "batches": [(torch.zeros(2, 1, 6, 6), None)]}, "labels must be a tensor"),

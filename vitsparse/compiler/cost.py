@@ -172,10 +172,14 @@ class PlanCost:
     """Predicted latency of circuits of one ViT shape at one batch size: what discovery is given as ``cost``.
 
     ``config`` is the model's (:attr:`ViT.config`). Weights play no part, and neither do the ablation's values: each
-    cut edge is taken to leave something to add. Raises :class:`InputError` for a batch size that was not measured.
+    cut edge is taken to leave something to add. Raises :class:`InputError` for a batch size that was not measured, or
+    what is no configuration.
     """
 
     def __init__(self, table: CostModel, config: ViTConfig, *, batch: int = 1):
+        if not isinstance(config, ViTConfig):
+            raise InputError("latency is predicted from the shape of a model", where="PlanCost(config)",
+                             expected="ViTConfig", found=type(config).__name__, remedy="of a ViT it is model.config")
         if batch not in table.batches:
             raise InputError("the cost model was not measured at this batch size", where="batch", found=batch,
                              expected=f"one of {sorted(table.batches)}")

@@ -138,7 +138,7 @@ class _Search:
 
 
 def _check_arguments(threshold: float, metric: str | Metric) -> Metric:
-    if not 0 <= threshold < math.inf:
+    if not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
         raise InputError("the threshold must be a finite number and not negative", where="threshold", found=threshold)
     metric = metric_named(metric)
     if metric.name.startswith("accuracy"):

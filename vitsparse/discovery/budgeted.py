@@ -38,7 +38,7 @@ from ..model.edgewise import check_fits
 from ..model.vit import ViT
 from .descent import Descent, Limits
 from .identity import identity
-from .nodes import Cost, between_live_nodes, without
+from .nodes import Cost, between_live_nodes, check_cost, without
 from .objective import Objective
 from .quadratic import Quadratics
 from .state import State
@@ -103,10 +103,10 @@ def _check_arguments(graph: Graph, ablation: Ablation, cost: Cost, shares: dict[
     if ablation.corrupt is not None:
         raise InputError("a counterfactual ablation cannot be compiled, so its circuits have no latency",
                          where="ablation", expected="zero, mean or optimal", found=ablation.kind)
+    check_cost(cost)
     for name, share in shares.items():
         valid = isinstance(share, float | int) and not isinstance(share, bool) and math.isfinite(share)
-        lowest = -1e-300 if name == "cut_edges" else 0.0
-        if not valid or not lowest < share <= 1:
+        if not valid or not 0 <= share <= 1 or (share == 0 and name != "cut_edges"):
             raise InputError(f"{name} is a share", where=name, expected="a number above 0, at most 1", found=share)
     senders = range(1, len(graph.senders))
     alone = without(graph, np.ones(graph.num_edges, dtype=bool), senders)

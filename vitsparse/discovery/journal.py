@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 from ..circuit.files import write_text
 from ..data.ranks import ranks
 from ..errors import InputError
+from .identity import check_same_search
 
 FORMAT, VERSION = "vitsparse.journal", 1
 SYNC_SECONDS = 1.0
@@ -153,13 +154,7 @@ class Journal:
         if header.get("version") != VERSION:
             raise InputError("a journal of another version", where=f"{self.path}: version", expected=VERSION,
                              found=header.get("version"), remedy="start anew with another path")
-        written = header["search"]
-        for field in [*search, *written]:
-            if field not in written or field not in search or written[field] != search[field]:
-                raise InputError("the journal is of another search", where=f"{self.path}: {field}",
-                                 expected=f"{search.get(field)} (this search)",
-                                 found=f"{written.get(field)} (the journal)",
-                                 remedy="search as then, or give a path that does not exist yet")
+        check_same_search(header["search"], search, self.path)
 
     def _parsed(self, text: bytes, number: int, order: Sequence[str]) -> Decision | Score:
         entry, edge = _parse(text), order[number] if number < len(order) else None

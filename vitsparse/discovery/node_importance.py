@@ -26,7 +26,7 @@ from ..model.edgewise import check_fits
 from ..model.vit import ViT
 from .eap import eap
 from .identity import identity
-from .nodes import Cost, edge_senders, savings, without
+from .nodes import Cost, check_cost, edge_senders, savings, without
 from .objective import Objective
 
 
@@ -45,6 +45,7 @@ def node_importance(model: ViT, batches: Iterable[tuple[Tensor, Tensor]], *, gra
     if graph.granularity == "operator":
         raise InputError("an operator graph has no heads and MLPs to judge", where="graph", found=graph,
                          expected="a graph of heads and MLPs")
+    check_cost(cost)
     nodes, everything = range(1, len(graph.senders)), np.ones(graph.num_edges, dtype=bool)
     circuits = [without(graph, everything, [node]) for node in nodes]
     if exact:

@@ -11,6 +11,7 @@ import numpy as np
 from ..circuit import Circuit, Graph
 from ..circuit.graph import Reader
 from ..circuit.liveness import reaches_logits
+from ..errors import InputError
 
 
 class Cost(Protocol):
@@ -28,6 +29,15 @@ class Cost(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """Plain JSON values that tell one cost from another."""
         ...
+
+
+def check_cost(cost: Any) -> None:
+    """Refuse what predicts no latency."""
+    if not (hasattr(cost, "latency") and hasattr(cost, "dense")):
+        raise InputError("a latency has to be predicted", where="cost", found=type(cost).__name__,
+                         expected="a cost with .dense and .latency(circuit)",
+                         remedy="PlanCost(CostModel.load(FILE), model.config) of vitsparse.compiler.cost; "
+                                "python -m benchmarks.cost_table FILE measures this device")
 
 
 def stage_of(reader: Reader) -> int:
