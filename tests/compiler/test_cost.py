@@ -16,7 +16,8 @@ from vitsparse.circuit import Circuit, Graph
 from vitsparse.compiler import cost_table, front, logits_plan
 from vitsparse.compiler.cost import FEATURES, KIND_OF, CostModel, PlanCost, features_of, outline
 from vitsparse.compiler.cost_table import measure_cost, nonnegative_least_squares
-from vitsparse.compiler.plan import Attention, Plan, View
+from vitsparse.compiler.plan import Plan
+from vitsparse.compiler.steps import Attention, View
 from vitsparse.errors import InputError
 from vitsparse.model.config import ViTConfig
 

@@ -14,7 +14,7 @@ from vitsparse.backends import native
 from vitsparse.compiler import back
 from vitsparse.compiler.execute import take
 from vitsparse.compiler.lower import ALIGN, float_bits, lower, place
-from vitsparse.compiler.plan import length
+from vitsparse.compiler.steps import length
 from vitsparse.ops import run_program
 
 needs_cpu = pytest.mark.skipif(not native.available("cpu"), reason="; ".join(native.why_not("cpu")))

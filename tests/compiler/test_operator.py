@@ -17,7 +17,7 @@ from tests.tolerances import BACKEND, ORACLE, error
 from vitsparse.circuit import Circuit, Graph
 from vitsparse.circuit.operator import block_edge
 from vitsparse.compiler import SparseViT, sparsify
-from vitsparse.compiler.plan import ApplyPattern, Attention
+from vitsparse.compiler.steps import ApplyPattern, Attention
 from vitsparse.errors import InputError
 from vitsparse.evaluation.ablation import Ablation
 from vitsparse.model.config import ViTConfig

@@ -23,7 +23,8 @@ from vitsparse.compiler.passes.narrow_tokens import narrow_tokens
 from vitsparse.compiler.passes.share_sums import share_sums
 from vitsparse.compiler.passes.slice_weights import slice_weights
 from vitsparse.compiler.passes.widen_products import widen_products
-from vitsparse.compiler.plan import Attention, Embed, Linear, Plan, SumNorm, joint_name, length
+from vitsparse.compiler.plan import Plan
+from vitsparse.compiler.steps import Attention, Embed, Linear, SumNorm, joint_name, length
 from vitsparse.model.config import ViTConfig
 
 MANY = settings(max_examples=80)

@@ -29,7 +29,8 @@ from ..errors import InputError
 from ..model.config import ViTConfig
 from .compile import back
 from .passes.drop_dead import drop_dead
-from .plan import ApplyPattern, Attention, Embed, Linear, MeanRows, Plan, Step, SumNorm, length
+from .plan import Plan
+from .steps import ApplyPattern, Attention, Embed, Linear, MeanRows, Step, SumNorm, length
 from .translate import append_head, translate
 
 FORMAT, VERSION = "vitsparse.cost_model", 1

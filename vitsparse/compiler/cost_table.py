@@ -26,7 +26,8 @@ from ..ops.backend import choose
 from ..ops.run_program import run_program
 from .cost import FEATURES, KIND_OF, CostModel, features_of, splits_images
 from .lower import lower
-from .plan import ApplyPattern, Attention, Bias, Embed, Linear, MeanRows, Plan, Step, SumNorm, View, Weight
+from .plan import Plan
+from .steps import ApplyPattern, Attention, Bias, Embed, Linear, MeanRows, Step, SumNorm, View, Weight
 
 COPIES, REPEATS = 8, 10
 PATCH = 8

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .plan import ApplyPattern, Attention, Bias, Embed, Linear, MeanRows, Plan, Range, Step, SumNorm, View, Weight
+from .plan import Plan
+from .steps import ApplyPattern, Attention, Bias, Embed, Linear, MeanRows, Range, Step, SumNorm, View, Weight
 
 
 def run_plan(plan: Plan, images: Tensor, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor],

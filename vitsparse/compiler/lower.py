@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .execute import bias_of, class_token_of, scaled_output_bias, weight_of
-from .plan import ApplyPattern, Attention, Embed, Linear, MeanRows, Plan, Step, SumNorm, View, length
+from .plan import Plan
+from .steps import ApplyPattern, Attention, Embed, Linear, MeanRows, Step, SumNorm, View, length
 
 MAGIC, VERSION = 0x76737067, 1
 PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL = range(1, 8)

@@ -18,7 +18,8 @@ from ..circuit.circuit import Circuit
 from ..circuit.liveness import of_stream
 from ..circuit.operator import Cuts
 from ..model.config import ViTConfig
-from .plan import Embed, Linear, Plan, Step, SumNorm
+from .plan import Plan
+from .steps import Embed, Linear, Step, SumNorm
 from .translate import head_norm, translate
 
 

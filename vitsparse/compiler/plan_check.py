@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..model.vit import ViT
 from .compile import back, logits_plan
 from .execute import Environment
-from .plan import ApplyPattern, Attention, Linear, Plan, Range, Step, SumNorm, View, length, total_length
+from .plan import Plan
+from .steps import ApplyPattern, Attention, Linear, Range, Step, SumNorm, View, length, total_length
 
 NOT_A_PLAN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What half-sensible values make Python and torch raise."""

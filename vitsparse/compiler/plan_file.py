@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model.config import ViTConfig
-from .plan import ApplyPattern, Attention, Bias, Embed, Linear, MeanRows, Plan, Step, SumNorm, View, Weight
+from .plan import Plan
 from .plan_check import NOT_A_PLAN
+from .steps import ApplyPattern, Attention, Bias, Embed, Linear, MeanRows, Step, SumNorm, View, Weight
 
 FORMAT, VERSION = "vitsparse.plan", 1
 _KINDS: dict[str, type[Step]] = {kind.__name__: kind for kind in

@@ -28,8 +28,9 @@ from .compile import front
 from .compiled import Compiled, Packed, refuse
 from .execute import run_plan, take
 from .operators import cut_head
-from .plan import Plan, Range
+from .plan import Plan
 from .sparse_files import load_sparse, save_sparse
+from .steps import Range
 from .to_dense import to_dense
 from .translate import head_norm
 

@@ -14,7 +14,8 @@ from ..circuit.operator import OPERATOR, Cuts
 from ..errors import InputError
 from ..model.vit import ViT
 from ..model.weights import build
-from .plan import Linear, Plan, Range, SumNorm
+from .plan import Plan
+from .steps import Linear, Range, SumNorm
 
 TOLERANCE = 1e-6  # of the largest entry: how far an offset may vary over tokens and still be called one bias
 

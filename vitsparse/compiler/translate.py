@@ -16,7 +16,8 @@ from ..circuit.circuit import Circuit
 from ..circuit.graph import Reader
 from ..model.config import ViTConfig
 from ..model.edgewise import group_bounds
-from .plan import Attention, Bias, Embed, Linear, MeanRows, Plan, Range, Step, SumNorm, View, Weight
+from .plan import Plan
+from .steps import Attention, Bias, Embed, Linear, MeanRows, Range, Step, SumNorm, View, Weight
 
 
 def translate(config: ViTConfig, circuit: Circuit, ablation_values: Tensor) -> Plan:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..plan import Plan, Step
+from ..plan import Plan
+from ..steps import Step
 
 
 def drop_dead(plan: Plan) -> Plan:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...backends import reference
 from ..execute import Environment
-from ..plan import ApplyPattern, Attention, Embed, Plan, Step, SumNorm, View
+from ..plan import Plan
+from ..steps import ApplyPattern, Attention, Embed, Step, SumNorm, View
 
 
 def fold_constants(plan: Plan, parameters: Mapping[str, Tensor]) -> Plan:

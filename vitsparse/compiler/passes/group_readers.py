@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..plan import Plan, Range, Step, SumNorm, View, joint_name
+from ..plan import Plan
+from ..steps import Range, Step, SumNorm, View, joint_name
 
 
 def group_readers(plan: Plan) -> Plan:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..plan import Attention, Linear, Plan, Range, Step, SumNorm, View, hull
+from ..plan import Plan
+from ..steps import Attention, Linear, Range, Step, SumNorm, View, hull
 
 
 def narrow_tokens(plan: Plan) -> Plan:

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..plan import Plan, Step, SumNorm, View
+from ..plan import Plan
+from ..steps import Step, SumNorm, View
 
 
 def share_sums(plan: Plan) -> Plan:

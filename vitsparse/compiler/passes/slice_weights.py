@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..plan import Embed, Linear, Plan, Range, Step, SumNorm, length, union
+from ..plan import Plan
+from ..steps import Embed, Linear, Range, Step, SumNorm, length, union
 from ..translate import head_norm
 
 Slices = tuple[tuple[Range, ...], ...]

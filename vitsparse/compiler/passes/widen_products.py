@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..plan import ApplyPattern, Attention, Bias, Linear, Plan, Range, Step, SumNorm, View, Weight, joint_name
+from ..plan import Plan
+from ..steps import ApplyPattern, Attention, Bias, Linear, Range, Step, SumNorm, View, Weight, joint_name
 
 Mixing = Attention | ApplyPattern
 
