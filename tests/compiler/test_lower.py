@@ -13,7 +13,8 @@ from tests.compiler.cases import cases
 from vitsparse.backends import native
 from vitsparse.compiler import back
 from vitsparse.compiler.execute import take
-from vitsparse.compiler.lower import ALIGN, float_bits, lower, place
+from vitsparse.compiler.lower import float_bits, lower
+from vitsparse.compiler.memory import ALIGN, place
 from vitsparse.compiler.steps import length
 from vitsparse.ops import run_program
 

@@ -16,11 +16,12 @@ from vitsparse.backends import reference
 from vitsparse.circuit import Circuit, Graph
 from vitsparse.compiler import append_head, back, dense_flops, front, logits_plan, translate
 from vitsparse.compiler.execute import Environment, run_plan, take
+from vitsparse.compiler.passes.choose_kernels import choose_kernels
+from vitsparse.compiler.passes.choose_sums import choose_sums
 from vitsparse.compiler.passes.drop_dead import drop_dead
 from vitsparse.compiler.passes.fold_constants import fold_constants
 from vitsparse.compiler.passes.group_readers import group_readers
 from vitsparse.compiler.passes.narrow_tokens import narrow_tokens
-from vitsparse.compiler.passes.share_sums import share_sums
 from vitsparse.compiler.passes.slice_weights import slice_weights
 from vitsparse.compiler.passes.widen_products import widen_products
 from vitsparse.compiler.plan import Plan
@@ -29,8 +30,9 @@ from vitsparse.model.config import ViTConfig
 
 MANY = settings(max_examples=80)
 PASSES = ("drop_dead", "fold_constants", "slice_weights", "narrow_tokens", "group_readers", "widen_products",
-          "share_sums")
-TABLE = (drop_dead, fold_constants, slice_weights, narrow_tokens, group_readers, widen_products, share_sums)
+          "choose_sums", "choose_kernels")
+TABLE = (drop_dead, fold_constants, slice_weights, narrow_tokens, group_readers, widen_products, choose_sums,
+         choose_kernels)
 
 
 def pass_named(name: str, case: Case) -> Callable[[Plan], Plan]:
@@ -119,7 +121,7 @@ def test_what_each_pass_establishes(case):
     assert sorted(name for step in sums(grouped) for name in step.readers) == \
         sorted(name for step in sums(plan) for name in step.readers)
 
-    widened, shared = after(case, "widen_products"), after(case, "share_sums")
+    widened, shared = after(case, "widen_products"), after(case, "choose_sums")
     assert widened.flops == grouped.flops == shared.flops
     assert len(widened.steps) <= len(grouped.steps)
     assert sum(len(step.senders) for step in sums(shared)) <= sum(len(step.senders) for step in sums(widened))
@@ -155,7 +157,7 @@ def constant_queries(seed: int = 0) -> Case:
 
 def test_constant_patterns_and_constant_queries():
     case = constant_queries()
-    plan = after(case, "share_sums")
+    plan = after(case, "choose_sums")
     kinds = [type(step).__name__ for step in plan.steps]
     assert kinds.count("ApplyPattern") == 1
     assert error(logits(plan, case), case.exact) <= ORACLE
@@ -190,7 +192,7 @@ def test_a_circuit_of_whole_nodes_has_one_product_per_kind_and_layer():
     config = ViTConfig(img_size=8, patch_size=2, in_chans=1, num_classes=5, embed_dim=32, depth=3, num_heads=4)
     model = make_model(config, dtype=torch.float64)
     case = Case(model, Circuit(graph, keep), make_ablation(model, graph, "zero"), make_images(config, 2).double())
-    plan = after(case, "share_sums")
+    plan = after(case, "choose_sums")
     products: dict[tuple, int] = {}
     for step in plan.steps:
         if isinstance(step, Linear):
@@ -208,16 +210,17 @@ def test_joint_names():
 
 def test_a_printed_plan_says_what_it_costs():
     case = constant_queries()
-    plan = after(case, "share_sums")
+    plan = after(case, "choose_sums")
     head, *lines, last = str(plan).splitlines()
     assert len(lines) == len(plan.steps)
     assert [int(line.split()[0]) for line in lines] == list(range(len(lines)))
+    assert [line.split()[1] for line in lines] == [f"w{n}" for n, wave in enumerate(plan.waves) for _ in wave]
     for unit, total in (("MFLOP", plan.flops / 1e6), ("kB", plan.bytes / 1e3)):
         column = [float(line.split(f" {unit}")[0].split()[-1]) for line in lines]
         assert sum(column) == pytest.approx(total, abs=0.06 * len(lines) if unit == "kB" else 6e-4 * len(lines))
     assert f"{plan.flops / 1e6:.3f} MFLOP" in head
     assert f"{plan.bytes / 1e3:.1f} kB" in head
-    assert head.endswith(", ".join(PASSES))
+    assert head.endswith(", ".join(PASSES[:-1]))
     assert plan.output.name in last
     assert "ApplyPattern" not in str(plan)
     assert "pattern.z.a0.h0" in str(plan)
@@ -226,7 +229,7 @@ def test_a_printed_plan_says_what_it_costs():
 def test_values_are_read_by_absolute_rows():
     """A value that holds rows 1..3 alone answers for those rows."""
     case = constant_queries()
-    plan = after(case, "share_sums")
+    plan = after(case, "choose_sums")
     environment = Environment(plan, case.state, plan.constants)
     view = plan.steps[0].writes[0]
     stored = torch.randn(2, 2, view.width, dtype=torch.float64)

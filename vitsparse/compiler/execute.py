@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .plan import Plan
-from .steps import ApplyPattern, Attention, Bias, Embed, Linear, MeanRows, Range, Step, SumNorm, View, Weight
+from .steps import ApplyPattern, Attention, Bias, Embed, Linear, MeanRows, Range, Step, SumNorm, SumNorms, View, Weight
 
 
 def run_plan(plan: Plan, images: Tensor, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor],
@@ -110,10 +110,16 @@ def _embed(env: Environment, step: Embed, images: Tensor, ops: ModuleType) -> No
 
 
 def _sum_norm(env: Environment, step: SumNorm, images: Tensor, ops: ModuleType) -> None:
-    total, normed = ops.sum_norm([env.read(view) for view in step.senders], env.offset(step), env.config.norm_eps)
+    terms = [*map(env.read, step.senders), *(-env.read(view) for view in step.minus)]
+    total, normed = ops.sum_norm(terms, env.offset(step), env.config.norm_eps)
     for view, value in ((step.total, total), (step.normed, normed)):
         if view is not None:
             env.write(view, value)
+
+
+def _sum_norms(env: Environment, step: SumNorms, images: Tensor, ops: ModuleType) -> None:
+    for part in step.parts:
+        _sum_norm(env, part, images, ops)
 
 
 def _linear(env: Environment, step: Linear, images: Tensor, ops: ModuleType) -> None:
@@ -142,6 +148,6 @@ def _mean_rows(env: Environment, step: MeanRows, images: Tensor, ops: ModuleType
 
 
 _RUN: dict[type[Step], Callable[[Environment, Step, Tensor, ModuleType], None]] = {
-    Embed: _embed, SumNorm: _sum_norm, Linear: _linear, Attention: _attention, ApplyPattern: _apply_pattern,
-    MeanRows: _mean_rows,
+    Embed: _embed, SumNorm: _sum_norm, SumNorms: _sum_norms, Linear: _linear, Attention: _attention,
+    ApplyPattern: _apply_pattern, MeanRows: _mean_rows,
 }

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from .execute import bias_of, class_token_of, scaled_output_bias, weight_of
+from .memory import ALIGN, CUT_IMAGES
 from .plan import Plan
-from .steps import ApplyPattern, Attention, Embed, Linear, MeanRows, Step, SumNorm, View, length
+from .steps import ApplyPattern, Attention, Embed, Linear, MeanRows, Step, SumNorm, SumNorms, View, length
 
-MAGIC, VERSION = 0x76737067, 1
+MAGIC, VERSION = 0x76737067, 2
 PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL = range(1, 8)
 ARENA, CONSTANT, RESULT = range(3)
-ALIGN = 16  # floats: one cache line, one AVX-512 register
 PackLinear = Callable[[np.ndarray], np.ndarray]
 
 
@@ -70,16 +70,19 @@ class _Lowering:
         self.plan, self.parameters, self.constants, self.pack_linear = plan, parameters, constants, pack_linear
         self.blob = _Blob()
         self.code: list[int] = []
-        self.count = 0
-        self.patches = View("patches", (0, plan.config.num_patches), (0, _patch_dim(plan)))
+        self.count = self.wave = 0
+        config = plan.config
+        self.patches = View(CUT_IMAGES, (0, config.num_patches), (0, config.in_chans * config.patch_size**2))
         self.values = {**plan.values, self.patches.name: self.patches}
         self.slots: list[tuple[int, int, int, int]] = []
         self.slot_of: dict[str, int] = {}
 
     def program(self) -> Program:
         arena = self._place_values()
-        for step in self.plan.steps:
-            _EMIT[type(step)](self, step)
+        for wave in self.plan.waves:
+            for step in wave:
+                _EMIT[type(step)](self, step)
+            self.wave += 1
         output = self.plan.output
         if output.name in self.constants:
             self._fill(self.constants[output.name], View("result", output.rows, output.cols))
@@ -94,9 +97,7 @@ class _Lowering:
         self._slot("result", RESULT, 0, result.rows, result.width)
         if result.name not in self.constants:
             self.slot_of[result.name] = self.slot_of["result"]
-        lives = _lifetimes(self.plan, self.patches)
-        lives.pop(result.name, None)
-        offsets, size = place(lives, {name: self.values[name].size for name in lives})
+        offsets, size = self.plan.memory
         for name, offset in offsets.items():
             view = self.values[name]
             self._slot(name, ARENA, offset, view.rows, view.cols[1])
@@ -122,7 +123,7 @@ class _Lowering:
         return self.slot_of[name]
 
     def _step(self, opcode: int, operands: list[int]) -> None:
-        self.code += [opcode, len(operands), *operands]
+        self.code += [opcode, self.wave, len(operands), *operands]
         self.count += 1
 
     def _fill(self, value: Tensor, out: View) -> None:
@@ -139,6 +140,7 @@ class _Lowering:
         if start >= last:
             return
         self._step(PATCHES, [*self._view(self.patches), self.plan.config.patch_size])
+        self.wave += 1  # the product reads the patches
         weight = self.parameters["patch_embed.proj.weight"].flatten(1)
         source = View(self.patches.name, (start - 1, last - 1), self.patches.cols)
         out = View(step.out.name, (start, last), step.out.cols)
@@ -166,17 +168,31 @@ class _Lowering:
         self._product(step.source, step.out, weight, bias, gelu=step.activation == "gelu", accumulate=step.accumulate)
 
     def sum_norm(self, step: SumNorm) -> None:
+        """One input."""
+        self.sum_norms(SumNorms((step,)))
+
+    def sum_norms(self, step: SumNorms) -> None:
+        """Sources, then the parts: which sources (or parts before) each adds and takes away (kernels/cpu/program.h)."""
+        sources = step.reads
+        index = {view: position for position, view in enumerate(sources)}
+        parts: list[int] = []
+        for position, part in enumerate(step.parts):
+            adds, minuses = ([index[view] for view in views] for views in (part.senders, part.minus))
+            parts += [len(adds), len(minuses), self._offset(part), *self._view(part.total), *self._view(part.normed),
+                      *adds, *minuses]
+            if part.total is not None:
+                index[part.total] = len(sources) + position
+        views = [word for view in sources for word in self._view(view)]
+        self._step(SUM_NORM, [len(sources), len(step.parts), step.out.width, float_bits(self.plan.config.norm_eps),
+                              *views, *parts])
+
+    def _offset(self, step: SumNorm) -> int:
         """Offset and the b_O before a reader are one constant [rows, D]."""
-        out = step.out
         terms = [scaled_output_bias(self.parameters, layer).double() for layer in step.biases]
+        rows = step.out.rows
         if step.offset is not None:
-            terms.append(self.constants[step.offset][out.rows[0]: out.rows[1]].double())
-        offset = -1
-        if terms:
-            offset = self.blob.add(sum(terms[1:], terms[0]).expand(length(out.rows), -1))
-        sources = [word for view in step.senders for word in self._view(view)]
-        self._step(SUM_NORM, [len(step.senders), *sources, offset, out.width, float_bits(self.plan.config.norm_eps),
-                              *self._view(step.total), *self._view(step.normed)])
+            terms.append(self.constants[step.offset][rows[0]: rows[1]].double())
+        return self.blob.add(sum(terms[1:], terms[0]).expand(length(rows), -1)) if terms else -1
 
     def attention(self, step: Attention) -> None:
         views = [word for view in (step.q, step.k, step.v, step.out) for word in self._view(view)]
@@ -192,43 +208,11 @@ class _Lowering:
 
 
 _EMIT: dict[type[Step], Callable[[_Lowering, Step], None]] = {
-    Embed: _Lowering.embed, Linear: _Lowering.linear, SumNorm: _Lowering.sum_norm, Attention: _Lowering.attention,
-    ApplyPattern: _Lowering.apply_pattern, MeanRows: _Lowering.mean_rows,
+    Embed: _Lowering.embed, Linear: _Lowering.linear, SumNorm: _Lowering.sum_norm, SumNorms: _Lowering.sum_norms,
+    Attention: _Lowering.attention, ApplyPattern: _Lowering.apply_pattern, MeanRows: _Lowering.mean_rows,
 }  # type: ignore[dict-item]
 
 
 def float_bits(value: float) -> int:
     """The float32 bit pattern of a number, as an integer operand."""
     return struct.unpack("<I", struct.pack("<f", value))[0]
-
-
-def _patch_dim(plan: Plan) -> int:
-    return plan.config.in_chans * plan.config.patch_size**2
-
-
-def _lifetimes(plan: Plan, patches: View) -> dict[str, tuple[int, int]]:
-    """First and last step at which each arena value is touched; the patches live inside the embedding alone."""
-    lives: dict[str, tuple[int, int]] = {}
-    for position, step in enumerate(plan.steps):
-        names = {view.name for view in (*step.reads, *step.writes)} - set(plan.constants)
-        if isinstance(step, Embed):
-            names.add(patches.name)
-        for name in names:
-            lives[name] = (lives.get(name, (position,))[0], position)
-    return lives
-
-
-def place(lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
-    """Offsets (in floats, aligned) such that values alive at the same step never overlap; largest first, first fit."""
-    placed: dict[str, tuple[int, int]] = {}
-    for name in sorted(lives, key=lambda name: (-sizes[name], lives[name])):
-        size = sizes[name] + -sizes[name] % ALIGN
-        taken = sorted(placed[other] for other in placed
-                       if lives[other][0] <= lives[name][1] and lives[name][0] <= lives[other][1])
-        offset = 0
-        for start, stop in taken:
-            if offset + size <= start:
-                break
-            offset = max(offset, stop)
-        placed[name] = (offset, offset + size)
-    return {name: start for name, (start, _) in placed.items()}, max((stop for _, stop in placed.values()), default=0)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..circuit.frozen import Frozen
 from ..model.config import ViTConfig
-from .steps import ApplyPattern, Attention, Embed, Linear, MeanRows, Range, Step, SumNorm, View, hull, length
+from .memory import lifetimes, place, sizes
+from .steps import ApplyPattern, Attention, Embed, Linear, MeanRows, Range, Step, SumNorm, SumNorms, View, hull, length
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +48,7 @@ class Plan(Frozen):
     def names_read(self) -> frozenset[str]:
         """Names of all values and constants that some step (or the output) reads."""
         names = {view.name for step in self.steps for view in step.reads} | {self.output.name}
-        names |= {step.offset for step in self.steps if isinstance(step, SumNorm) and step.offset}
-        names |= {step.pattern for step in self.steps if isinstance(step, ApplyPattern)}
-        return frozenset(names)
+        return frozenset(names.union(*(step.constants for step in self.steps)))
 
     @cached_property
     def values(self) -> dict[str, View]:
@@ -59,6 +58,24 @@ class Plan(Frozen):
             for view in step.writes:
                 hulls[view.name] = hull(hulls.get(view.name, view), view)
         return hulls
+
+    @cached_property
+    def waves(self) -> tuple[tuple[Step, ...], ...]:
+        """The steps, cut where one needs another to be finished: those of one wave may run at once."""
+        waves: list[list[Step]] = []
+        for step in self.steps:
+            if not waves or any(conflict(step, other) for other in waves[-1]):
+                waves.append([])
+            waves[-1].append(step)
+        return tuple(map(tuple, waves))
+
+    @cached_property
+    def memory(self) -> tuple[dict[str, int], int]:
+        """Where each value lies in the arena of an image, and the size of the arena, both in floats."""
+        elsewhere = frozenset((*self.constants, self.output.name))
+        config = self.config
+        floats = sizes(self.values, config.num_patches, config.in_chans * config.patch_size**2)
+        return place(lifetimes(self.waves, elsewhere), floats)
 
     @property
     def flops(self) -> int:
@@ -78,6 +95,12 @@ class Plan(Frozen):
         return f"Plan({len(self.steps)} steps, {self.flops / 1e6:,.2f} MFLOP an image, passes: {passes})"
 
 
+def conflict(one: Step, other: Step) -> bool:
+    """Whether one of two steps reads or writes what the other writes."""
+    return any(mine.overlaps(theirs) for a, b in ((one, other), (other, one))
+               for mine in a.writes for theirs in (*b.reads, *b.writes))
+
+
 def dense_flops(config: ViTConfig) -> int:
     """FLOPs of one image through the dense model: every token, head and hidden unit."""
     tokens, width, hidden = config.num_tokens, config.embed_dim, config.mlp_hidden
@@ -88,18 +111,30 @@ def dense_flops(config: ViTConfig) -> int:
 
 def _lines(plan: Plan) -> Iterator[str]:
     share = plan.flops / dense_flops(plan.config)
-    yield (f"plan: {len(plan.steps)} steps, {plan.flops / 1e6:.3f} MFLOP an image ({share:.1%} of dense), "
-           f"{plan.bytes / 1e3:.1f} kB of activations; passes: {', '.join(plan.passes) or 'none'}")
+    yield (f"plan: {len(plan.steps)} steps in {len(plan.waves)} waves, {plan.flops / 1e6:.3f} MFLOP an image "
+           f"({share:.1%} of dense), {plan.bytes / 1e3:.1f} kB moved, {4 * plan.memory[1] / 1e3:.1f} kB of buffers; "
+           f"passes: {', '.join(plan.passes) or 'none'}")
+    wave_of = [number for number, wave in enumerate(plan.waves) for _ in wave]
     texts = [_describe(step) for step in plan.steps]
-    column = max(map(len, texts), default=0)
-    for number, (step, text) in enumerate(zip(plan.steps, texts, strict=True)):
+    column = max((len(line) for lines in texts for line in lines), default=0)
+    for number, (step, (text, *parts)) in enumerate(zip(plan.steps, texts, strict=True)):
         out = step.writes[-1]
         shape = f"{length(out.rows)}x{out.width}"
-        yield f"{number:4d}  {text:<{column}} {shape:>9} {step.flops / 1e6:10.3f} MFLOP {step.bytes / 1e3:9.1f} kB"
-    yield f"      return {plan.output}{' (constant)' if plan.output.name in plan.constants else ''}"
+        wave = f"w{wave_of[number]}"
+        yield (f"{number:4d} {wave:>4}  {text:<{column}} {shape:>9} {step.flops / 1e6:10.3f} MFLOP "
+               f"{step.bytes / 1e3:9.1f} kB")
+        yield from (f"{'':11}{part}" for part in parts)
+    yield f"           return {plan.output}{' (constant)' if plan.output.name in plan.constants else ''}"
 
 
-def _describe(step: Step) -> str:
+def _describe(step: Step) -> tuple[str, ...]:
+    """A step in a line, or in several."""
+    if isinstance(step, SumNorms):
+        return f"{len(step.parts)} sums over {len(step.reads)} values", *(f"  {_call(part)}" for part in step.parts)
+    return (_call(step),)
+
+
+def _call(step: Step) -> str:
     out = " ".join(map(str, step.writes))
     match step:
         case Embed():
@@ -107,9 +142,9 @@ def _describe(step: Step) -> str:
             return f"{out} = embed(images{''.join(lost)})"
         case SumNorm():
             terms = [view.name for view in step.senders] + ([step.offset] if step.offset else [])
-            shown = terms if len(terms) <= 4 else [*terms[:2], f"... {len(terms) - 3} more", terms[-1]]
             biases = f" + {len(step.biases)} b_O" if step.biases else ""
-            return f"{out} = {'norm' if step.normed else 'sum'}({' + '.join(shown)}{biases})"
+            minus = f" - {' - '.join(_few([view.name for view in step.minus]))}" if step.minus else ""
+            return f"{out} = {'norm' if step.normed else 'sum'}({' + '.join(_few(terms))}{biases}{minus})"
         case Linear():
             call = f"{step.source.name} @ {step.weight.key.removesuffix('.weight')}"
             call = f"gelu({call})" if step.activation == "gelu" else call
@@ -122,3 +157,7 @@ def _describe(step: Step) -> str:
         case MeanRows():
             return f"{out} = mean rows of {step.source}"
     raise TypeError(type(step).__name__)
+
+
+def _few(names: list[str]) -> list[str]:
+    return names if len(names) <= 4 else [*names[:2], f"... {len(names) - 3} more", names[-1]]

@@ -30,6 +30,7 @@ from .execute import run_plan, take
 from .operators import cut_head
 from .plan import Plan
 from .sparse_files import load_sparse, save_sparse
+from .steady import calibration_images, unsteady_readers
 from .steps import Range
 from .to_dense import to_dense
 from .translate import head_norm
@@ -37,13 +38,14 @@ from .translate import head_norm
 OFFERED = ("reference", "torch", "cpu")
 
 
-def sparsify(model: ViT, circuit: Circuit, *, ablation: Ablation, backend: str = "auto",
-             inference_only: bool = False) -> SparseViT:
+def sparsify(model: ViT, circuit: Circuit, *, ablation: Ablation, backend: str = "auto", inference_only: bool = False,
+             calibration: Tensor | None = None) -> SparseViT:
     """Compile ``circuit`` of ``model`` into a smaller model that computes the same as ``edgewise_forward``.
 
     ``ablation`` must be the same for every image (zero, mean): a counterfactual one is refused, and so is any but zero
     for a circuit of operators. ``backend`` is ``"reference"``, ``"torch"``, ``"cpu"`` or ``"auto"``;
-    ``inference_only`` drops the unpacked parameters of the cpu backend. A circuit for a model of another shape is
+    ``inference_only`` drops the unpacked parameters of the cpu backend. ``calibration`` are a few images [B, C, S, S]
+    that show how large sums get (:mod:`.steady`); noise, if there are none. A circuit for a model of another shape is
     refused; for other weights it only warns, because fine-tuning changes them.
     """
     _check_arguments(model, circuit, ablation)
@@ -55,9 +57,12 @@ def sparsify(model: ViT, circuit: Circuit, *, ablation: Ablation, backend: str =
     _warn_of_other_weights(model, circuit, ablation)
     with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode could never be trained
         state = {key: value.detach() for key, value in model.state_dict().items()}
+        unsteady = frozenset()
         if circuit.graph.granularity == OPERATOR:
             state = cut_head(model.config, circuit, state)
-        plan = front(model.config, circuit, values, state)
+        else:
+            unsteady = unsteady_readers(model, circuit, values, calibration_images(model, calibration))
+        plan = front(model.config, circuit, values, state, unsteady)
         sliced = {key: _slice(state[key], slices) for key, slices in plan.parameters.items()}
         sparse = SparseViT(plan, sliced, circuit, backend=backend).train(model.training and not inference_only)
     return sparse.drop_parameters() if inference_only else sparse

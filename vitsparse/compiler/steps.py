@@ -22,6 +22,10 @@ def length(span: Range) -> int:
     return span[1] - span[0]
 
 
+def _meet(a: Range, b: Range) -> bool:
+    return a[0] < b[1] and b[0] < a[1]
+
+
 def total_length(spans: tuple[Range, ...]) -> int:
     """How many positions several ranges hold together."""
     return sum(map(length, spans))
@@ -44,6 +48,10 @@ class View:
     def size(self) -> int:
         """How many numbers per image."""
         return length(self.rows) * self.width
+
+    def overlaps(self, other: View) -> bool:
+        """Whether both show some of the same numbers."""
+        return self.name == other.name and _meet(self.rows, other.rows) and _meet(self.cols, other.cols)
 
     def __str__(self) -> str:
         return f"{self.name}[{self.rows[0]}:{self.rows[1]}, {self.cols[0]}:{self.cols[1]}]"
@@ -109,6 +117,11 @@ class Step:
         return replace(self, **changed)
 
     @property
+    def constants(self) -> tuple[str, ...]:
+        """Names of the constants that it uses besides what its views read."""
+        return ()
+
+    @property
     def flops(self) -> int:
         """Multiply-adds counted as two, per image; norms, sums and activations are not counted."""
         return 0
@@ -137,9 +150,10 @@ class Embed(Step):
 
 @dataclass(frozen=True)
 class SumNorm(Step):
-    """``total`` = offset + sum of senders + b_O of the layers in ``biases``; ``normed`` = its LayerNorm without affine.
+    """``total`` = offset + senders - minus + b_O of the layers in ``biases``; ``normed`` = its plain LayerNorm.
 
-    ``readers`` are the names of the graph's readers that this input serves.
+    ``readers`` are the names of the graph's readers that this input serves; none for a sum that others start from.
+    ``steady`` says whether this sum may be written as a difference: what is taken away does not cancel its digits.
     """
 
     readers: tuple[str, ...]
@@ -148,7 +162,9 @@ class SumNorm(Step):
     offset: str | None = None
     total: View | None = None
     normed: View | None = None
-    reads_in: ClassVar = ("senders",)
+    minus: tuple[View, ...] = ()
+    steady: bool = True
+    reads_in: ClassVar = ("senders", "minus")
     writes_in: ClassVar = ("total", "normed")
 
     @property
@@ -159,8 +175,50 @@ class SumNorm(Step):
         return view
 
     @property
+    def constants(self) -> tuple[str, ...]:
+        return () if self.offset is None else (self.offset,)
+
+    @property
     def bytes(self) -> int:
-        return super().bytes + 4 * self.out.size * (self.offset is not None)
+        return super().bytes + 4 * self.out.size * len(self.constants)
+
+
+@dataclass(frozen=True)
+class SumNorms(Step):
+    """The inputs of several readers, made row by row together, so that what many of them add is read once.
+
+    A part may start from the ``total`` of a part before it. All parts have the same rows.
+    """
+
+    parts: tuple[SumNorm, ...]
+
+    @property
+    def reads(self) -> tuple[View, ...]:
+        own = {part.total for part in self.parts}
+        return tuple(dict.fromkeys(view for part in self.parts for view in part.reads if view not in own))
+
+    @property
+    def writes(self) -> tuple[View, ...]:
+        return tuple(view for part in self.parts for view in part.writes)
+
+    def map_reads(self, change: Callable[[View], View]) -> SumNorms:
+        return SumNorms(tuple(part.map_reads(change) for part in self.parts))
+
+    def map_writes(self, change: Callable[[View], View]) -> SumNorms:
+        return SumNorms(tuple(part.map_writes(change) for part in self.parts))
+
+    @property
+    def out(self) -> View:
+        """A result of the last part; those of the others have the same rows and columns."""
+        return self.parts[-1].out
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.constants))
+
+    @property
+    def bytes(self) -> int:
+        return super().bytes + 4 * self.out.size * len(self.constants)
 
 
 @dataclass(frozen=True)
@@ -222,6 +280,10 @@ class ApplyPattern(Step):
     heads: int
     reads_in: ClassVar = ("v",)
     writes_in: ClassVar = ("out",)
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        return (self.pattern,)
 
     @property
     def flops(self) -> int:
