@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
 import warnings
 from collections.abc import Callable
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .runtimes import import_openvino
 
 Runner = Callable[[], object]
 
@@ -41,14 +40,9 @@ def openvino(model: nn.Module, images: Tensor) -> Runner:
     Left alone, OpenVINO computes in bfloat16 where the processor can, which is another model. Raises
     :class:`InputError` where the package ``openvino`` is missing.
     """
-    if importlib.util.find_spec("openvino") is None:
-        raise InputError("OpenVINO is not installed", where="baseline openvino", remedy="pip install openvino")
+    ov = import_openvino("baseline openvino")
     if images.device.type != "cpu":
         raise InputError("OpenVINO is the baseline of CPUs", where="baseline openvino", found=images.device.type)
-    # Its converter reports usage over the network wherever this package can be imported; a benchmark must not.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino as ov
-
     with warnings.catch_warnings():  # its tracer warns of every shape that a model checks
         warnings.simplefilter("ignore")
         converted = ov.convert_model(model, example_input=images, input=list(images.shape))
