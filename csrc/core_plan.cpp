@@ -29,12 +29,15 @@ Array<float> pack_linear(const Array<float>& weight) {
 
 py::dict validate_program(const Array<int64_t>& program, int64_t weight_count) {
   if (program.ndim() != 1) throw std::invalid_argument("program: expected a vector");
-  const cpu::ProgramShape shape = cpu::validate_program({program.data(), program.size()}, weight_count);
+  const cpu::Words words{program.data(), program.size()};
+  const cpu::ProgramShape shape = cpu::validate_program(words, weight_count);
+  cpu::check_waves(words);
   py::dict result;
   result["channels"] = shape.channels;
   result["image_size"] = shape.image_size;
   result["rows"] = shape.rows;
   result["width"] = shape.width;
+  result["waves"] = shape.waves;
   return result;
 }
 
@@ -46,7 +49,8 @@ void bind_plan(py::module_& module) {
   module.def("pack_linear", &pack_linear, py::arg("weight"),
              "A float32 matrix [outputs, inputs] in the layout of the CPU kernels, the same on each machine.");
   module.def("validate_program", &validate_program, py::arg("program"), py::arg("weights_size"),
-             "Checks a program against the number of its weights; returns the sizes of images and result. Raises "
+             "Checks a program against the number of its weights, and that steps which may run at the same time leave "
+             "each other's memory alone; returns the sizes of images and result, and the number of waves. Raises "
              "ValueError naming the step and the field.");
 }
 

@@ -6,7 +6,9 @@
 //             space 0  arena: [batch, rows, width] at arena + offset * batch; slots of different lifetimes may overlap
 //             space 1  constant [rows, width] at weights + offset, the same for each image; read-only
 //             space 2  the result [batch, rows, width]; the output slot alone
-//   steps   opcode, number of operand words, operands (program_format.h)
+//   steps   opcode, wave, number of operand words, operands (program_format.h). The first wave is 0, and each step has
+//           the wave of the step before or the next one. Steps of one wave may run at the same time: none writes what
+//           another of them reads or writes.
 #pragma once
 #include <cstdint>
 
@@ -21,11 +23,17 @@ struct Words {
 struct ProgramShape {
   int64_t channels, image_size;   // images [batch, channels, image_size, image_size]
   int64_t rows, width;            // result [batch, rows, width]
+  int64_t waves;
 };
 
 // Checks every word, so that a program that passes cannot read or write outside the arena, the weights, the images and
-// the result, whatever its origin. Throws std::invalid_argument naming the step, the field, and expected and found.
+// the result, whatever its origin; linear in the words. Throws std::invalid_argument naming the step, the field, and
+// expected and found.
 ProgramShape validate_program(Words program, int64_t weight_count);
+
+// Checks that steps which may run at the same time leave each other's memory alone, and that no step writes what it
+// still has to read, so that the result does not depend on the number of threads. For a validated program, once.
+void check_waves(Words program);
 
 // How the caller lends threads: parallel_for(n, body, state) calls body(state, begin, end) on disjoint ranges that
 // cover [0, n), on at most `count` threads, and returns when all are done.
@@ -41,9 +49,11 @@ struct ProgramRun {
   const float* images;   // [batch, channels, image_size, image_size]
   float* result;         // [batch, rows, width]
   int64_t batch;
+  double* waves = nullptr;  // if not null: the microseconds of each wave, as the calling thread sees them, are added
 };
 
-// Allocates nothing after the first call on a thread with programs of this size.
+// Allocates nothing after the first call on a thread with programs of this size. The result does not depend on the
+// number of threads.
 void run_program(const ProgramRun& run, const Threads& threads);
 
 }  // namespace vitsparse::cpu

@@ -7,7 +7,7 @@
 namespace vitsparse::cpu::format {
 
 constexpr int64_t magic = 0x76737067;  // "vspg"
-constexpr int64_t version = 1;
+constexpr int64_t version = 2;
 
 enum class Op : int64_t { patches = 1, linear, sum_norm, attention, apply_pattern, mean_rows, fill };
 enum class Space : int64_t { arena = 0, constant = 1, result = 2 };
@@ -21,6 +21,7 @@ struct Slot {
 };
 struct View {  // rows [row0, row0 + rows) of a slot, columns from col0 on; the step says how many
   int64_t slot, row0, rows, col0;
+  bool wanted() const { return slot != -1; }  // for views that may be left out
 };
 
 struct Patches {  // images -> row-major patches, each flattened (channel, y, x)
@@ -31,8 +32,11 @@ struct Linear {  // dst = activation(src W^T + bias) (+ dst); bias_offset -1: no
   View src, dst;
   int64_t inputs, outputs, packed_offset, bias_offset, bias_rows, activation, accumulate;
 };
-struct SumNormTail {  // after the word `count` and as many source views; slot -1: that result is not wanted
-  int64_t offset_offset, width, eps_bits;
+struct SumNorm {  // then `sources` views, then `parts` parts
+  int64_t sources, parts, width, eps_bits;
+};
+struct SumPart {  // sum and its norm, each if wanted; offset_offset -1: none. Then the indices of what is added, then
+  int64_t adds, minuses, offset_offset;  // of what is taken away: source i, or i - sources: the sum of an earlier part
   View sum, normed;
 };
 struct Attention {  // heads side by side in the columns of each view
@@ -78,12 +82,44 @@ inline Slot slot(Words program, int64_t i) {
 inline const int64_t* first_step(Words program) {
   return program.data + words_of<Header> + header(program).slots * words_of<Slot>;
 }
+
 struct Step {
   Op op;
-  const int64_t* operands;
+  int64_t wave;
   int64_t count;
+  const int64_t* operands;
   const int64_t* next() const { return operands + count; }
 };
-inline Step step_at(const int64_t* words) { return {static_cast<Op>(words[0]), words + 2, words[1]}; }
+constexpr int64_t step_head = 3;  // words before the operands
+inline Step step_at(const int64_t* words) { return {static_cast<Op>(words[0]), words[1], words[2], words + step_head}; }
+
+// Calls body(step) for each step, in order.
+template <class Body>
+void for_each_step(Words program, const Body& body) {
+  const int64_t* words = first_step(program);
+  for (int64_t i = 0, steps = header(program).steps; i < steps; ++i) {
+    const Step step = step_at(words);
+    body(step);
+    words = step.next();
+  }
+}
+
+inline View source_of_sum(const int64_t* operands, int64_t i) {
+  return read<View>(operands + words_of<SumNorm> + i * words_of<View>);
+}
+inline SumPart first_part(const int64_t* operands) {
+  return read<SumPart>(operands + words_of<SumNorm> + read<SumNorm>(operands).sources * words_of<View>);
+}
+// Calls body(part, its indices) for each part of a SUM_NORM step, in order.
+template <class Body>
+void for_each_part(const int64_t* operands, const Body& body) {
+  const auto head = read<SumNorm>(operands);
+  const int64_t* words = operands + words_of<SumNorm> + head.sources * words_of<View>;
+  for (int64_t i = 0; i < head.parts; ++i) {
+    const auto part = read<SumPart>(words);
+    body(part, words + words_of<SumPart>);
+    words += words_of<SumPart> + part.adds + part.minuses;
+  }
+}
 
 }  // namespace vitsparse::cpu::format

@@ -1,8 +1,9 @@
-#include <stdexcept>
+// Memory safety: every word that leads to memory is compared with the sizes at hand, in time linear in the words.
 #include <string>
 
 #include "kernels/cpu/layout.h"
-#include "kernels/cpu/program_format.h"
+#include "kernels/cpu/program_refuse.h"
+#include "kernels/cpu/workspace.h"
 
 namespace vitsparse::cpu {
 namespace {
@@ -12,12 +13,6 @@ using namespace format;
 // Extents are small enough that the product of three of them fits in 63 bits, so no check below can overflow.
 constexpr int64_t max_extent = 1 << 20;
 constexpr int64_t max_arena = int64_t{1} << 32;
-
-const char* name_of(Op op) {
-  static const char* names[] = {"PATCHES", "LINEAR", "SUM_NORM", "ATTENTION", "APPLY_PATTERN", "MEAN_ROWS", "FILL"};
-  const int64_t i = static_cast<int64_t>(op) - 1;
-  return i >= 0 && i < 7 ? names[i] : "unknown";
-}
 
 class Validator {
  public:
@@ -29,9 +24,11 @@ class Validator {
     const int64_t* words = first_step(program_);
     const int64_t* end = program_.data + program_.count;
     for (step_ = 0; step_ < header_.steps; ++step_) {
-      require(end - words >= 2, "length", "an opcode and an operand count", end - words);
+      require(end - words >= step_head, "length", "an opcode, a wave and an operand count", end - words);
       const Step step = step_at(words);
       op_ = step.op;
+      require_range("wave", wave_, step_ == 0 ? 0 : wave_ + 1, step.wave);
+      wave_ = step.wave;
       require(step.count >= 0 && step.count <= end - step.operands, "operand count", "no more than the words left",
               step.count);
       check_step(step);
@@ -40,14 +37,12 @@ class Validator {
     step_ = -1;
     require(words == end, "length", "no words after the last step", end - words);
     const Slot output = slot(program_, header_.output_slot);
-    return {header_.channels, header_.image_size, output.rows, output.width};
+    return {header_.channels, header_.image_size, output.rows, output.width, wave_ + (header_.steps > 0)};
   }
 
  private:
   [[noreturn]] void fail(const char* field, const std::string& expected, int64_t found) const {
-    const std::string where = step_ < 0 ? "" : "step " + std::to_string(step_) + " (" + name_of(op_) + "), ";
-    throw std::invalid_argument("program: " + where + field + ": expected " + expected + ", found " +
-                                std::to_string(found));
+    refuse(step_, op_, field, expected, found);
   }
   void require(bool holds, const char* field, const char* expected, int64_t found) const {
     if (!holds) fail(field, expected, found);
@@ -107,20 +102,6 @@ class Validator {
     require(slot(program_, v.slot).space != Space::constant, "destination", "a slot that is not constant", v.slot);
   }
 
-  // A step must not read what it writes: rows are computed in no particular order.
-  void check_disjoint(const View& a, int64_t a_columns, const View& b, int64_t b_columns) const {
-    const auto apart = [](int64_t x, int64_t nx, int64_t y, int64_t ny) { return x + nx <= y || y + ny <= x; };
-    bool disjoint;
-    if (a.slot == b.slot) {
-      disjoint = apart(a.row0, a.rows, b.row0, b.rows) || apart(a.col0, a_columns, b.col0, b_columns);
-    } else {
-      const Slot s = slot(program_, a.slot), t = slot(program_, b.slot);
-      disjoint = s.space != Space::arena || t.space != Space::arena ||
-                 apart(s.offset, s.rows * s.width, t.offset, t.rows * t.width);
-    }
-    require(disjoint, "destination", "memory that the step does not read", b.slot);
-  }
-
   template <class T>
   T operands(const Step& step) const {
     require_equal("operand count", words_of<T>, step.count);
@@ -154,7 +135,6 @@ class Validator {
     check_view("source", s.src, s.inputs);
     check_written(s.dst, s.outputs);
     require_equal("rows of the destination", s.src.rows, s.dst.rows);
-    check_disjoint(s.src, s.inputs, s.dst, s.outputs);
     require_weights("packed offset", s.packed_offset, packed_size(s.outputs, s.inputs));
     if (s.bias_offset != -1) {
       if (s.bias_rows != 1) require_equal("bias rows (if not 1)", s.dst.rows, s.bias_rows);
@@ -165,31 +145,51 @@ class Validator {
   }
 
   void check_sum_norm(const Step& step) const {
-    require(step.count >= 1, "operand count", "at least 1", step.count);
-    const int64_t count = step.operands[0];
-    require_range("number of sources", 0, max_extent, count);
-    require_equal("operand count", 1 + count * words_of<View> + words_of<SumNormTail>, step.count);
-    const auto tail = read<SumNormTail>(step.operands + 1 + count * words_of<View>);
-    require_extent("width", tail.width);
-    require(tail.sum.slot != -1 || tail.normed.slot != -1, "destination", "a sum or a normed slot", -1);
-    const View dst = tail.sum.slot != -1 ? tail.sum : tail.normed;
-    for (const View& written : {tail.sum, tail.normed}) {
-      if (written.slot == -1) continue;
-      check_written(written, tail.width);
-      require_equal("rows of the destination", dst.rows, written.rows);
+    require(step.count >= words_of<format::SumNorm>, "operand count", "at least 4", step.count);
+    const auto head = read<format::SumNorm>(step.operands);
+    require_range("number of sources", 0, max_extent, head.sources);
+    const int64_t left = step.count - words_of<format::SumNorm> - head.sources * words_of<View>;
+    require(left >= words_of<format::SumPart>, "operand count", "words for all sources and a part", step.count);
+    require_range("number of parts", 1, left / words_of<format::SumPart>, head.parts);
+    const auto first = read<format::SumPart>(step.next() - left);
+    const int64_t rows = (first.sum.wanted() ? first.sum : first.normed).rows;
+    for (int64_t i = 0; i < head.sources; ++i) {
+      const View source = source_of_sum(step.operands, i);
+      check_view("source", source, head.width);
+      require_equal("rows of a source", rows, source.rows);
     }
-    if (tail.sum.slot != -1 && tail.normed.slot != -1) check_disjoint(tail.sum, tail.width, tail.normed, tail.width);
-    if (tail.offset_offset != -1) require_weights("offset", tail.offset_offset, dst.rows * tail.width);
-    for (int64_t i = 0; i < count; ++i)
-      check_source(read<View>(step.operands + 1 + i * words_of<View>), tail, dst.rows);
+    check_parts(head, rows, step.next() - left, left);
   }
-  void check_source(const View& source, const SumNormTail& tail, int64_t rows) const {
-    check_view("source", source, tail.width);
-    require_equal("rows of a source", rows, source.rows);
-    for (const View& written : {tail.sum, tail.normed}) {  // the very same view may be overwritten row by row
-      const bool same = std::memcmp(&written, &source, sizeof(View)) == 0;
-      if (written.slot != -1 && !same) check_disjoint(source, tail.width, written, tail.width);
+  // `left` words from `words` on are exactly the parts.
+  void check_parts(const format::SumNorm& head, int64_t rows, const int64_t* words, int64_t left) const {
+    bool* stores = workspace_of<bool>(Purpose::parts, head.parts);
+    for (int64_t i = 0; i < head.parts; ++i) {
+      require(left >= words_of<format::SumPart>, "operand count", "words for all parts", left);
+      const auto part = read<format::SumPart>(words);
+      words += words_of<format::SumPart>;
+      left -= words_of<format::SumPart>;
+      check_part(part, head.width, rows);
+      require_range("number of terms added", 0, left, part.adds);
+      require_range("number of terms taken away", 0, left - part.adds, part.minuses);
+      const int64_t* end = words + part.adds + part.minuses;
+      left -= end - words;
+      for (; words < end; ++words) {
+        require_range("index of a term", 0, head.sources + i - 1, *words);
+        require(*words < head.sources || stores[*words - head.sources], "index of a term",
+                "a source, or an earlier part that stores its sum", *words);
+      }
+      stores[i] = part.sum.wanted();
     }
+    require(left == 0, "operand count", "no words after the last part", left);
+  }
+  void check_part(const format::SumPart& part, int64_t width, int64_t rows) const {
+    require(part.sum.wanted() || part.normed.wanted(), "destination", "a sum or a normed slot", -1);
+    for (const View& written : {part.sum, part.normed}) {
+      if (!written.wanted()) continue;
+      check_written(written, width);
+      require_equal("rows of the destination", rows, written.rows);
+    }
+    if (part.offset_offset != -1) require_weights("offset", part.offset_offset, rows * width);
   }
 
   void check(const format::Attention& s) const {
@@ -197,10 +197,7 @@ class Validator {
     require_extent("head dimension", s.head_dim);
     const int64_t columns = s.heads * s.head_dim;
     check_written(s.dst, columns);
-    for (const View& read : {s.q, s.k, s.v}) {
-      check_view("source", read, columns);
-      check_disjoint(read, columns, s.dst, columns);
-    }
+    for (const View& read : {s.q, s.k, s.v}) check_view("source", read, columns);
     require_equal("rows of the destination", s.q.rows, s.dst.rows);
     require_equal("rows of the values", s.k.rows, s.v.rows);
   }
@@ -211,7 +208,6 @@ class Validator {
     const int64_t columns = s.heads * s.head_dim;
     check_view("source", s.v, columns);
     check_written(s.dst, columns);
-    check_disjoint(s.v, columns, s.dst, columns);
     require_weights("pattern offset", s.pattern_offset, s.heads * s.dst.rows * s.v.rows);
   }
 
@@ -219,7 +215,6 @@ class Validator {
     check_view("source", s.src, s.width);
     check_written(s.dst, s.width);
     require_equal("rows of the destination", 1, s.dst.rows);
-    check_disjoint(s.src, s.width, s.dst, s.width);
   }
 
   void check(const Fill& s) const {
@@ -230,7 +225,7 @@ class Validator {
   Words program_;
   int64_t weights_;
   Header header_{};
-  int64_t step_ = -1;
+  int64_t step_ = -1, wave_ = 0;
   Op op_{};
 };
 

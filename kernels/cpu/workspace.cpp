@@ -7,8 +7,8 @@ namespace vitsparse::cpu {
 namespace {
 
 struct Buffer {
-  float* data = nullptr;
-  int64_t floats = 0;
+  void* data = nullptr;
+  int64_t bytes = 0;
   Buffer() = default;
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -17,15 +17,16 @@ struct Buffer {
 
 }  // namespace
 
-float* workspace(Purpose purpose, int64_t floats) {
-  thread_local Buffer buffers[2];
+void* workspace_bytes(Purpose purpose, int64_t bytes) {
+  thread_local Buffer buffers[static_cast<int>(Purpose::count)];
   Buffer& buffer = buffers[static_cast<int>(purpose)];
-  if (floats > buffer.floats) {
-    void* grown = std::aligned_alloc(64, static_cast<size_t>(aligned(floats)) * sizeof(float));
+  if (bytes > buffer.bytes) {
+    const int64_t whole_lines = (bytes + 63) / 64 * 64;
+    void* grown = std::aligned_alloc(64, static_cast<size_t>(whole_lines));
     if (grown == nullptr) throw std::bad_alloc();
     std::free(buffer.data);
-    buffer.data = static_cast<float*>(grown);
-    buffer.floats = aligned(floats);
+    buffer.data = grown;
+    buffer.bytes = whole_lines;
   }
   return buffer.data;
 }

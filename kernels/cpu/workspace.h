@@ -1,14 +1,26 @@
 // Memory of a thread that kernels and programs reuse from call to call: grown when needed, never shrunk.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 namespace vitsparse::cpu {
 
-enum class Purpose { kernel = 0, program = 1 };  // a program holds its memory while its kernels ask for theirs
+// Each purpose has memory of its own, because they are in use at the same time: a program holds its values, its schedule
+// and what a sum is made of while its kernels ask for theirs.
+enum class Purpose { kernel, program, schedule, sources, parts, count };
 
-// At least `floats` floats, 64-byte aligned, contents undefined; valid until this thread asks again for that purpose.
+// At least `bytes` bytes, 64-byte aligned, contents undefined; valid until this thread asks again for that purpose.
 // Throws std::bad_alloc.
-float* workspace(Purpose purpose, int64_t floats);
+void* workspace_bytes(Purpose purpose, int64_t bytes);
+
+inline float* workspace(Purpose purpose, int64_t floats) {
+  return static_cast<float*>(workspace_bytes(purpose, floats * static_cast<int64_t>(sizeof(float))));
+}
+template <class T>
+T* workspace_of(Purpose purpose, int64_t count) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  return static_cast<T*>(workspace_bytes(purpose, count * static_cast<int64_t>(sizeof(T))));
+}
 
 constexpr int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from vitsparse import _core
 
-MAGIC, VERSION = 0x76737067, 1
+MAGIC, VERSION = 0x76737067, 2
 PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL = range(1, 8)
 ARENA, CONSTANT, RESULT = range(3)
 NONE = (-1, 0, 0, 0)
@@ -19,6 +21,17 @@ NONE = (-1, 0, 0, 0)
 
 def bits(x: float) -> int:
     return struct.unpack("<i", struct.pack("<f", x))[0]
+
+
+@dataclass
+class Part:
+    """A part of a SUM_NORM: indices of sources, or of earlier parts counted on from there; views, or ``NONE``."""
+
+    adds: list[int]
+    minuses: list[int] = field(default_factory=list)
+    offset: Tensor | None = None
+    total: tuple[int, ...] = NONE
+    normed: tuple[int, ...] = NONE
 
 
 @dataclass
@@ -31,6 +44,7 @@ class ProgramWriter:
     arena: int = 0
     stored: int = 0
     output: int = 0
+    _shared_wave: int | None = None
 
     def store(self, values: Tensor | np.ndarray) -> int:
         flat = np.asarray(values, dtype=np.float32).ravel()
@@ -61,7 +75,18 @@ class ProgramWriter:
 
     def step(self, op: int, *operands: int | tuple[int, ...]) -> None:
         flat = [word for operand in operands for word in (operand if isinstance(operand, tuple) else (operand,))]
-        self.steps.append([op, len(flat), *flat])
+        wave = self.next_wave() if self._shared_wave is None else self._shared_wave
+        self.steps.append([op, wave, len(flat), *flat])
+
+    def next_wave(self) -> int:
+        return self.steps[-1][1] + 1 if self.steps else 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """The steps written inside share one wave."""
+        self._shared_wave = self.next_wave()
+        yield
+        self._shared_wave = None
 
     def linear(self, src, dst, weight: Tensor, bias: Tensor | None = None, gelu=False, accumulate=False) -> None:
         bias_rows = 1 if bias is None or bias.dim() == 1 else bias.shape[0]
@@ -69,8 +94,15 @@ class ProgramWriter:
                   -1 if bias is None else self.store(bias.detach()), bias_rows, int(gelu), int(accumulate))
 
     def sum_norm(self, sources, offset: Tensor | None, width: int, eps: float, total, normed) -> None:
-        stored = -1 if offset is None else self.store(offset.detach())
-        self.step(SUM_NORM, len(sources), *sources, stored, width, bits(eps), total, normed)
+        """One part: all sources added."""
+        self.sum_norms(sources, width, eps, [Part(list(range(len(sources))), [], offset, total, normed)])
+
+    def sum_norms(self, sources, width: int, eps: float, parts: list[Part]) -> None:
+        words: list[int | tuple[int, ...]] = []
+        for part in parts:
+            stored = -1 if part.offset is None else self.store(part.offset.detach())
+            words += [len(part.adds), len(part.minuses), stored, part.total, part.normed, *part.adds, *part.minuses]
+        self.step(SUM_NORM, len(sources), len(parts), width, bits(eps), *sources, *words)
 
     def words(self) -> Tensor:
         header = [MAGIC, VERSION, len(self.slots), len(self.steps)]

@@ -188,12 +188,12 @@ def test_refusals_name_the_step_the_field_and_both_sides():
         run_program(images, p.words(), p.blob())
     p.steps[-1:] = []
     p.linear(p.view(source), p.view(source), torch.randn(6, 6))
-    with pytest.raises(InputError, match="memory that the step does not read"):
-        run_program(images, p.words(), p.blob())
+    with pytest.raises(ValueError, match="memory that the step does not read"):
+        native.core().validate_program(p.words().numpy(), p.blob().numel())
     p.steps[-1:] = []
     with pytest.raises(InputError, match=r"images: expected \[batch, 1, 2, 2\]"):
         run_program(images[..., 1:], p.words(), p.blob())
     with pytest.raises(InputError, match="float32"):
         run_program(images.double(), p.words(), p.blob())
     assert native.core().validate_program(p.words().numpy(), p.blob().numel()) == {
-        "channels": 1, "image_size": 2, "rows": 4, "width": 5}
+        "channels": 1, "image_size": 2, "rows": 4, "width": 5, "waves": 2}

@@ -1,4 +1,6 @@
-"""``run_program``: a whole compiled plan over a batch of images in one call. This file owns the contract.
+"""``run_program``: a whole compiled plan over a batch of images in one call, and ``profile_program``, which times it.
+
+This file owns the contract.
 
     cpu   kernels/cpu/program*.{h,cpp},  bound by csrc/cpu/run_program.cpp
 
@@ -6,6 +8,8 @@ The words of a program are described in kernels/cpu/program.h and program_format
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,8 +24,25 @@ def run_program(images: Tensor, program: Tensor, weights: Tensor) -> Tensor:
 
     ``images``: float32 [B, C, S, S]; ``program``: int64 vector; ``weights``: float32 vector of every constant that
     the program names. Every word is checked on every call, so that a wrong program raises and never reads or writes
-    outside its memory. Raises :class:`~vitsparse.errors.InputError` naming the step and the field.
+    outside its memory; that steps which may run at once leave each other's memory alone is checked where a program is
+    made (``_core.validate_program``). Raises :class:`~vitsparse.errors.InputError` naming the step and the field.
     """
+    return _checked(call, images, program, weights)
+
+
+def profile_program(images: Tensor, program: Tensor, weights: Tensor, repeats: int = 20) -> Tensor:
+    """Microseconds of each wave of ``program``, float64 [waves]: the median over ``repeats`` runs of the whole program.
+
+    As the calling thread sees them, from the end of the wave before to the end of this one; where a batch is run in
+    groups of images, the sum over the groups that fell to the calling thread. Arguments and errors are those of
+    :func:`run_program`; ``repeats`` is at least 1.
+    """
+    expect(repeats >= 1, "profile_program: repeats", "at least 1", repeats)
+    return _checked(torch.ops.vitsparse.profile_program.default, images, program, weights, repeats)
+
+
+def _checked(op: Callable[..., Tensor], images: Tensor, program: Tensor, weights: Tensor, *more: int) -> Tensor:
+    """``op`` on these arguments; raises :class:`InputError`."""
     expect(images.dim() == 4 and images.dtype == torch.float32, "run_program: images", "float32 [B, C, S, S]",
            f"{images.dtype} {list(images.shape)}")
     expect(weights.dim() == 1 and weights.dtype == torch.float32, "run_program: weights", "a float32 vector",
@@ -30,12 +51,14 @@ def run_program(images: Tensor, program: Tensor, weights: Tensor) -> Tensor:
            f"{program.dtype} {list(program.shape)}")
     choose("cpu", images.device.type, ("cpu",))
     try:
-        return torch.ops.vitsparse.run_program(images, program, weights)
+        return op(images, program, weights, *more)
     except (RuntimeError, ValueError) as error:
         raise InputError("the program cannot run", where="run_program", found=str(error).splitlines()[0]) from error
 
 
 torch.library.define("vitsparse::run_program", "(Tensor images, Tensor program, Tensor weights) -> Tensor")
+torch.library.define("vitsparse::profile_program",
+                     "(Tensor images, Tensor program, Tensor weights, int repeats) -> Tensor")
 
 
 @torch.library.register_fake("vitsparse::run_program")
@@ -43,6 +66,12 @@ def _fake(images: Tensor, program: Tensor, weights: Tensor) -> Tensor:
     """The shape depends on the words of the program, which tracing does not see: two unbacked sizes."""
     context = torch.library.get_ctx()
     return images.new_empty((images.shape[0], context.new_dynamic_size(), context.new_dynamic_size()))
+
+
+@torch.library.register_fake("vitsparse::profile_program")
+def _profile_fake(images: Tensor, program: Tensor, weights: Tensor, repeats: int) -> Tensor:
+    """As many as the program has waves: an unbacked size."""
+    return images.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.float64)
 
 
 call = torch.ops.vitsparse.run_program.default

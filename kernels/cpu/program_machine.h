@@ -1,0 +1,146 @@
+// The steps of a program over some images whose values lie in one arena: from words to kernels and their tasks.
+#pragma once
+#include "kernels/cpu/cost.h"
+#include "kernels/cpu/program_format.h"
+#include "kernels/cpu/workspace.h"
+
+namespace vitsparse::cpu {
+
+// What a step is made of: `tasks` independent tasks of about `each` floating-point operations.
+struct Work {
+  int64_t tasks;
+  double each;
+};
+
+// Belongs to one thread. Several machines may share an arena and run different tasks of a wave.
+class Machine {
+ public:
+  // `arena`: header.arena_floats * images floats.
+  Machine(const ProgramRun& run, int64_t first_image, int64_t images, float* arena)
+      : program_(run.program), weights_(run.weights), arena_(arena), images_(images) {
+    const format::Header h = format::header(program_);
+    const format::Slot output = format::slot(program_, h.output_slot);
+    channels_ = h.channels;
+    size_ = h.image_size;
+    pixels_ = run.images + first_image * channels_ * size_ * size_;
+    result_ = run.result + first_image * output.rows * output.width;
+  }
+
+  Work work(const format::Step& step) const {
+    if (step.op == format::Op::sum_norm) return work_of_sum(step);
+    Work work{};
+    with_operation(step, [&](const auto& op) {
+      work.tasks = tasks(op);
+      work.each = flops(op) / static_cast<double>(work.tasks);
+    });
+    return work;
+  }
+
+  void run(const format::Step& step, int64_t begin, int64_t end) {
+    if (step.op == format::Op::sum_norm) return sum_norm(sum_of(step.operands), begin, end);
+    with_operation(step, [=](const auto& op) { run_tasks(op, begin, end); });
+  }
+  void run(const format::Step& step) {
+    if (step.op == format::Op::sum_norm) return sum_norm(sum_of(step.operands));
+    with_operation(step, [](const auto& op) { run_tasks(op, 0, tasks(op)); });
+  }
+
+ private:
+  static void run_tasks(const Linear& op, int64_t begin, int64_t end) { linear(op, begin, end); }
+  static void run_tasks(const Attention& op, int64_t begin, int64_t end) { attention(op, begin, end); }
+  static void run_tasks(const ApplyPattern& op, int64_t begin, int64_t end) { apply_pattern(op, begin, end); }
+  static void run_tasks(const CutPatches& op, int64_t begin, int64_t end) { cut_patches(op, begin, end); }
+  static void run_tasks(const MeanRows& op, int64_t begin, int64_t end) { mean_rows(op, begin, end); }
+  static void run_tasks(const Fill& op, int64_t begin, int64_t end) { fill(op, begin, end); }
+
+  MutableRows rows_of(const format::View& view) const {
+    const format::Slot s = format::slot(program_, view.slot);
+    const int64_t inside = view.row0 * s.width + view.col0;
+    switch (s.space) {
+      case format::Space::arena: return {arena_ + s.offset * images_ + inside, s.rows * s.width, s.width};
+      case format::Space::result: return {result_ + inside, s.rows * s.width, s.width};
+      default: return {const_cast<float*>(weights_) + s.offset + inside, 0, s.width};  // validated: never written
+    }
+  }
+  Rows source(const format::View& view) const {
+    const MutableRows rows = rows_of(view);
+    return {rows.data, rows.image_stride, rows.row_stride};
+  }
+  MutableRows optional(const format::View& view) const { return view.wanted() ? rows_of(view) : MutableRows{}; }
+  const float* constant(int64_t offset) const { return offset == -1 ? nullptr : weights_ + offset; }
+
+  // Calls use(op) with the operation that the step stands for, unless it is a SUM_NORM.
+  template <class Use>
+  void with_operation(const format::Step& step, const Use& use) const {
+    using format::Op;
+    switch (step.op) {
+      case Op::patches: return use(operation(format::read<format::Patches>(step.operands)));
+      case Op::linear: return use(operation(format::read<format::Linear>(step.operands)));
+      case Op::attention: return use(operation(format::read<format::Attention>(step.operands)));
+      case Op::apply_pattern: return use(operation(format::read<format::ApplyPattern>(step.operands)));
+      case Op::mean_rows: return use(operation(format::read<format::MeanRows>(step.operands)));
+      case Op::fill: return use(operation(format::read<format::Fill>(step.operands)));
+      case Op::sum_norm: return;
+    }
+  }
+  CutPatches operation(const format::Patches& s) const {
+    return {pixels_, rows_of(s.dst), images_, channels_, size_, s.patch};
+  }
+  Linear operation(const format::Linear& s) const {
+    return {source(s.src), rows_of(s.dst), images_, s.src.rows, s.inputs, s.outputs, weights_ + s.packed_offset,
+            constant(s.bias_offset), s.bias_rows == 1 ? 0 : s.outputs, static_cast<Activation>(s.activation),
+            s.accumulate != 0};
+  }
+  Attention operation(const format::Attention& s) const {
+    return {source(s.q), source(s.k), source(s.v), rows_of(s.dst), images_, s.q.rows, s.k.rows, s.heads, s.head_dim,
+            format::float_of_bits(s.scale_bits)};
+  }
+  ApplyPattern operation(const format::ApplyPattern& s) const {
+    return {weights_ + s.pattern_offset, source(s.v), rows_of(s.dst), images_, s.dst.rows, s.v.rows, s.heads,
+            s.head_dim};
+  }
+  MeanRows operation(const format::MeanRows& s) const {
+    return {source(s.src), rows_of(s.dst), images_, s.src.rows, s.width};
+  }
+  Fill operation(const format::Fill& s) const {
+    return {weights_ + s.constant_offset, rows_of(s.dst), images_, s.dst.rows, s.width};
+  }
+
+  static int64_t rows_of_sum(const int64_t* operands) {
+    const auto first = format::first_part(operands);
+    return (first.sum.wanted() ? first.sum : first.normed).rows;
+  }
+  Work work_of_sum(const format::Step& step) const {
+    const auto s = format::read<format::SumNorm>(step.operands);
+    const int64_t terms = step.count - format::words_of<format::SumNorm> - s.sources * format::words_of<format::View> -
+                          s.parts * format::words_of<format::SumPart>;
+    const int64_t rows = images_ * rows_of_sum(step.operands);
+    return {rows, sum_norm_flops(s.width, s.sources, s.parts, terms)};
+  }
+  // Sources and parts in this thread's memory; made once for all chunks of a step that this machine runs.
+  const SumNorm& sum_of(const int64_t* operands) {
+    if (operands == sum_operands_) return sum_;
+    const auto s = format::read<format::SumNorm>(operands);
+    auto* sources = workspace_of<Rows>(Purpose::sources, s.sources);
+    for (int64_t i = 0; i < s.sources; ++i) sources[i] = source(format::source_of_sum(operands, i));
+    auto* parts = workspace_of<SumPart>(Purpose::parts, s.parts);
+    auto* next = parts;
+    format::for_each_part(operands, [&](const format::SumPart& part, const int64_t* terms) {
+      *next++ = {terms, part.adds, terms + part.adds, part.minuses, constant(part.offset_offset), optional(part.sum),
+                 optional(part.normed)};
+    });
+    sum_ = {sources, s.sources, parts, s.parts, images_, rows_of_sum(operands), s.width,
+            format::float_of_bits(s.eps_bits)};
+    sum_operands_ = operands;
+    return sum_;
+  }
+
+  Words program_;
+  const float *weights_, *pixels_;
+  float *result_, *arena_;
+  int64_t images_, channels_, size_;
+  const int64_t* sum_operands_ = nullptr;
+  SumNorm sum_{};
+};
+
+}  // namespace vitsparse::cpu
