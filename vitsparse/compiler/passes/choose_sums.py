@@ -21,6 +21,8 @@ from ..plan import Plan
 from ..steps import Range, Step, SumNorm, View
 
 STAGES_PREPARED = (1, 2, 4, 6)
+STAGES_BACK = 8
+"""How far back a sum looks for one to start from: what is older shares less, and compile time stays in proportion."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class _Sum:
     base: _Sum | None = None
     stored: bool = False  # whether others start from it
 
-    @property
-    def rows(self) -> Range:
-        return self.step.out.rows
+    def __post_init__(self):
+        self.rows: Range = self.step.out.rows
+        self.biases = sum(1 << layer for layer in self.step.biases)
+        self.constant = (self.step.offset, self.biases)
 
     @property
     def total(self) -> View:
@@ -129,7 +132,7 @@ class _Rewriting:
         trunk = self._trunk(number, wanted)
         ways = [wanted] if trunk is None else [wanted, [trunk, *map(replace, wanted)]]
         best = min((self._make(number, way) for way in ways), key=lambda stage: stage.cost)
-        self.made += best.sums
+        self.made = [each for each in self.made if each.stage > number - STAGES_BACK] + best.sums
         for each in best.sums:
             if each.base is not None:
                 each.base.stored = True
@@ -170,9 +173,11 @@ class _Rewriting:
         return stage
 
     def _choose_base(self, each: _Sum, stage: _Stage) -> None:
-        choices = [base for base in (*self.made, *stage.sums) if self._may_start_from(each, base)]
-        each.base = min((None, *choices), key=lambda base: self._cost_from(each, base, stage))
-        stage.cost += self._cost_from(each, each.base, stage)
+        cost = self._own_cost(each, stage)
+        for base in (*self.made, *stage.sums):
+            if self._may_start_from(each, base) and (other := self._cost_from(each, base, stage)) < cost:
+                each.base, cost = base, other
+        stage.cost += cost
         terms = each.terms
         if each.base is not None:
             terms ^= each.base.terms
@@ -181,22 +186,19 @@ class _Rewriting:
 
     @staticmethod
     def _may_start_from(each: _Sum, base: _Sum) -> bool:
-        covers = base.rows[0] <= each.rows[0] and each.rows[1] <= base.rows[1]
-        known = set(base.step.biases) <= set(each.step.biases)
-        return covers and known and (each.step.steady or not base.terms & ~each.terms)
+        covers = each.rows == base.rows or (base.rows[0] <= each.rows[0] and each.rows[1] <= base.rows[1])
+        return covers and not base.biases & ~each.biases and (each.step.steady or not base.terms & ~each.terms)
 
-    def _cost_from(self, each: _Sum, base: _Sum | None, stage: _Stage) -> float:
-        price = self.price
-        if base is None:
-            new, terms, same = each.terms & ~stage.fetched, each.terms.bit_count(), not each.step.biases
-            same &= each.step.offset is None
-            return price.fetch * (new.bit_count() + (not same)) + price.term * terms
-        change = each.terms ^ base.terms
-        same = (each.step.offset, each.step.biases) == (base.step.offset, base.step.biases)
-        first = id(base) not in stage.bases
-        fetches = (change & ~stage.fetched).bit_count() + (not same) + (first and base.stage != stage.number)
-        return (price.fetch * fetches + price.store * (first and not base.stored)
-                + price.term * (change.bit_count() + 1))
+    def _own_cost(self, each: _Sum, stage: _Stage) -> float:
+        fetches = (each.terms & ~stage.fetched).bit_count() + (each.constant != (None, 0))
+        return self.price.fetch * fetches + self.price.term * each.terms.bit_count()
+
+    def _cost_from(self, each: _Sum, base: _Sum, stage: _Stage) -> float:
+        change, first = each.terms ^ base.terms, id(base) not in stage.bases
+        fetches = (change & ~stage.fetched).bit_count() + (each.constant != base.constant)
+        fetches += first and base.stage != stage.number
+        return (self.price.fetch * fetches + self.price.store * (first and not base.stored)
+                + self.price.term * (change.bit_count() + 1))
 
     def result(self) -> Plan:
         """The plan with its sums made this way."""
