@@ -56,6 +56,13 @@ def test_quantiles_are_of_the_calls_after_warm_up(clock):
     assert found == {"a": latency.Latency(3.0, 6.0, 9.0, 11), "b": latency.Latency(7.0, 7.0, 7.0, 11)}
 
 
+def test_rounds_keep_their_order_for_ratios_within_one(clock):
+    functions = {"a": taking(clock, [], "a", [9, 1, 2, 4]), "b": taking(clock, [], "b", [9, 3, 6, 12])}
+    found = latency.measure_rounds(functions, warmup=1, repeats=3, min_seconds=0)
+    assert (found["b"] / found["a"]).tolist() == [3, 3, 3]
+    assert found["a"].tolist() == [1, 2, 4]
+
+
 def test_rounds_go_on_until_enough_time_has_passed(clock):
     functions = {"a": taking(clock, [], "a", [10]), "b": taking(clock, [], "b", [30])}
     found = latency.measure(functions, warmup=0, repeats=3, min_seconds=0.1)

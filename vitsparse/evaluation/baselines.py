@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import warnings
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .runtimes import import_openvino
+from .runtimes import import_onnxruntime, import_openvino, require
 
 Runner = Callable[[], object]
 
@@ -35,19 +36,47 @@ def compiled(model: nn.Module, images: Tensor) -> Runner:
 
 
 def openvino(model: nn.Module, images: Tensor) -> Runner:
-    """``model`` under OpenVINO in float32, with static shapes and the latency hint; images on the CPU.
+    """``model`` under OpenVINO in float32, with static shapes, the latency hint and torch's number of threads.
 
-    Left alone, OpenVINO computes in bfloat16 where the processor can, which is another model. Raises
-    :class:`InputError` where the package ``openvino`` is missing.
+    Left alone, OpenVINO computes in bfloat16 where the processor can, which is another model, and on threads that
+    torch's settings do not bind. Raises :class:`InputError` where the package ``openvino`` is missing, and for images
+    that are not on the CPU.
     """
     ov = import_openvino("baseline openvino")
-    if images.device.type != "cpu":
-        raise InputError("OpenVINO is the baseline of CPUs", where="baseline openvino", found=images.device.type)
+    _check_cpu("OpenVINO", images)
     with warnings.catch_warnings():  # its tracer warns of every shape that a model checks
         warnings.simplefilter("ignore")
         converted = ov.convert_model(model, example_input=images, input=list(images.shape))
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+             "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     return functools.partial(ov.compile_model(converted, "CPU", hints), images.numpy())
 
 
-BASELINES = {"eager": eager, "compile": compiled, "openvino": openvino}
+def onnxruntime(model: nn.Module, images: Tensor) -> Runner:
+    """``model`` under ONNX Runtime in float32, with static shapes, all of its rewrites and torch's number of threads.
+
+    Its threads spin while a call lasts and stop with it, so that they do not slow down whatever runs next. Raises
+    :class:`InputError` where ``onnx``, ``onnxscript`` or ``onnxruntime`` is missing, and for images that are not on the
+    CPU.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package, "baseline onnxruntime")
+    _check_cpu("ONNX Runtime", images)
+    ort, file = import_onnxruntime(), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (images,), dynamo=True, verbose=False).save(file)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = ort.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    return functools.partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
+
+
+def _check_cpu(runtime: str, images: Tensor) -> None:
+    if images.device.type != "cpu":
+        raise InputError(f"{runtime} is a baseline of CPUs", where="images", expected="cpu", found=images.device.type)
+
+
+BASELINES = {"eager": eager, "compile": compiled, "openvino": openvino, "onnxruntime": onnxruntime}

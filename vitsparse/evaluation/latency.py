@@ -28,11 +28,24 @@ class Latency:
     p80: float
     n: int
 
+    @classmethod
+    def of(cls, times: np.ndarray) -> Latency:
+        """The quantiles of ``times`` [n]."""
+        return cls(*(float(q) for q in np.quantile(times, (0.2, 0.5, 0.8))), n=len(times))
+
 
 def measure(functions: Mapping[str, Callable[[], Any]], *, warmup: int = 5, repeats: int = 50, min_seconds: float = 0.5,
             device: torch.device | str = "cpu") -> dict[str, Latency]:
-    """Time one call of each function, taking turns, so that whatever else the machine does hits all alike.
+    """Quantiles of the duration of one call of each function; see :func:`measure_rounds`."""
+    rounds = measure_rounds(functions, warmup=warmup, repeats=repeats, min_seconds=min_seconds, device=device)
+    return {name: Latency.of(times) for name, times in rounds.items()}
 
+
+def measure_rounds(functions: Mapping[str, Callable[[], Any]], *, warmup: int = 5, repeats: int = 50,
+                   min_seconds: float = 0.5, device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
+    """Milliseconds of one call of each function in each round: [rounds] by name.
+
+    The functions take turns, so that whatever else the machine does hits all alike, and entries of one round compare.
     Each round calls every candidate once, starting one further along each time, so that no candidate always runs in
     the cache another one left. Rounds go on until each has ``repeats`` calls and ``min_seconds`` have passed per
     candidate. On CUDA the time between two events on the current stream counts, launches included.
@@ -52,8 +65,7 @@ def measure(functions: Mapping[str, Callable[[], Any]], *, warmup: int = 5, repe
         for name in names[first:] + names[:first]:
             samples[name].append(time_call(functions[name]))
         rounds += 1
-    return {name: Latency(*(float(q) for q in np.quantile(times, (0.2, 0.5, 0.8))), n=len(times))
-            for name, times in samples.items()}
+    return {name: np.array(times) for name, times in samples.items()}
 
 
 def machine_facts() -> dict[str, Any]:
