@@ -62,8 +62,8 @@ def export(model: ViT | SparseViT, file: str | Path, format: str, *, batch: int 
     what the runtime computes is not finite, all zero, or further than :data:`TOLERANCE` from the float64 definition;
     then no file is left behind. How safely the formats load: :mod:`vitsparse.compiler.export_formats`.
     """
-    chosen = _format(format)
-    file = Path(file)
+    chosen, file = _format(format), Path(file)
+    chosen.require()
     if batch < 1:
         raise InputError("a batch holds at least one image", where="batch", expected=">= 1", found=batch)
     shape = (-1 if dynamic_batch else batch, *_image_shape(model))

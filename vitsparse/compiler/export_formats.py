@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..errors import InputError
-from ..evaluation.runtimes import import_onnxruntime, import_openvino, import_package
+from ..evaluation.runtimes import import_onnxruntime, import_openvino, require
 
 OPSET = 20  # the first with Gelu, and LayerNormalization is older; ONNX Runtime, OpenVINO and TensorRT 10 read it
 MAX_ONNX_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; the rest is for the graph
@@ -29,11 +29,11 @@ Run = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class Format:
     """``write(program, shape, file, facts)`` with the images' shape (-1: any batch) and facts that go into the file;
-    ``load(file)`` gives a function from images to logits; both raise :class:`InputError` where a package is missing."""
+    ``load(file)`` gives a function from images to logits."""
 
     endings: tuple[str, ...]  # the first names the file; the others lie beside it
     runtime: str
-    package: str
+    packages: tuple[str, ...]  # the first is the runtime's
     write: Callable[[ExportedProgram, tuple[int, ...], Path, Mapping[str, str]], None]
     load: Callable[[Path], Run]
     version: str = ""  # of the format
@@ -41,12 +41,15 @@ class Format:
     @property
     def ran_under(self) -> str:
         """Runtime and version."""
-        return f"{self.runtime} {importlib.metadata.version(self.package)}"
+        return f"{self.runtime} {importlib.metadata.version(self.packages[0])}"
+
+    def require(self) -> None:
+        """Raise :class:`InputError` where a package is missing."""
+        for package in self.packages:
+            require(package, "export")
 
 
 def _write_onnx(program: ExportedProgram, shape: tuple[int, ...], file: Path, facts: Mapping[str, str]) -> None:
-    for package in ("onnx", "onnxscript"):
-        import_package(package, package, "format onnx")
     size = sum(value.numel() * value.element_size() for value in (*program.parameters(), *program.buffers()))
     if size > MAX_ONNX_BYTES:
         raise InputError("the weights do not fit into one ONNX file", where="format onnx",
@@ -64,12 +67,12 @@ def _write_onnx(program: ExportedProgram, shape: tuple[int, ...], file: Path, fa
 
 
 def _load_onnx(file: Path) -> Run:
-    session = import_onnxruntime("format onnx").InferenceSession(file, providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([LOGITS], {IMAGES: images.numpy()})[0])
 
 
 def _write_openvino(program: ExportedProgram, shape: tuple[int, ...], file: Path, facts: Mapping[str, str]) -> None:
-    ov = import_openvino("format openvino")
+    ov = import_openvino()
     model = ov.convert_model(program)
     if not model.inputs:  # logits that are the same for every image: the converter has dropped what nobody reads
         model = ov.Model(model.outputs, [ov.opset13.parameter(shape, name=IMAGES)])
@@ -85,7 +88,7 @@ def _write_openvino(program: ExportedProgram, shape: tuple[int, ...], file: Path
 
 
 def _load_openvino(file: Path) -> Run:
-    ov = import_openvino("format openvino")
+    ov = import_openvino()
     compiled = ov.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
@@ -107,7 +110,8 @@ def check_standard(foreign: set[str]) -> None:
 
 
 FORMATS = {
-    "onnx": Format((".onnx",), "ONNX Runtime", "onnxruntime", _write_onnx, _load_onnx, f"opset {OPSET}"),
-    "openvino": Format((".xml", ".bin"), "OpenVINO", "openvino", _write_openvino, _load_openvino),
-    "torch-export": Format((".pt2",), "torch", "torch", _write_torch, _load_torch),
+    "onnx": Format((".onnx",), "ONNX Runtime", ("onnxruntime", "onnx", "onnxscript"), _write_onnx, _load_onnx,
+                   f"opset {OPSET}"),
+    "openvino": Format((".xml", ".bin"), "OpenVINO", ("openvino",), _write_openvino, _load_openvino),
+    "torch-export": Format((".pt2",), "torch", ("torch",), _write_torch, _load_torch),
 }

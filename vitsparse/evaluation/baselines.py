@@ -42,8 +42,9 @@ def openvino(model: nn.Module, images: Tensor) -> Runner:
     torch's settings do not bind. Raises :class:`InputError` where the package ``openvino`` is missing, and for images
     that are not on the CPU.
     """
-    ov = import_openvino("baseline openvino")
+    require("openvino", "baseline openvino")
     _check_cpu("OpenVINO", images)
+    ov = import_openvino()
     with warnings.catch_warnings():  # its tracer warns of every shape that a model checks
         warnings.simplefilter("ignore")
         converted = ov.convert_model(model, example_input=images, input=list(images.shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -10,25 +9,27 @@ from types import ModuleType
 
 from ..errors import InputError
 
-REMEDY = "pip install 'vitsparse[export]'"
+
+def require(package: str, where: str) -> None:
+    """Raise :class:`InputError`, naming ``where`` it is needed, if a package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"the package {package} is not installed", where=where,
+                         remedy="pip install 'vitsparse[export]'")
 
 
-def import_openvino(where: str) -> ModuleType:
-    """The package ``openvino``. Raises :class:`InputError`, naming ``where`` it is needed, if it is not installed."""
+def import_openvino() -> ModuleType:
+    """The package ``openvino``."""
     # Its converter reports usage wherever this package can be imported.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return import_package("openvino", "OpenVINO", where)
+    import openvino
+
+    return openvino
 
 
-def import_onnxruntime(where: str) -> ModuleType:
-    """The package ``onnxruntime``; raises as :func:`import_openvino` does."""
-    # Read once, when the package is first imported: no events, no upload, no identifier in the user's cache folder.
+def import_onnxruntime() -> ModuleType:
+    """The package ``onnxruntime``."""
+    # Read once, at the first import: no events, no upload, no identifier in the user's cache folder.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return import_package("onnxruntime", "ONNX Runtime", where)
+    import onnxruntime
 
-
-def import_package(name: str, title: str, where: str) -> ModuleType:
-    """The package ``name``, or :class:`InputError` calling it ``title``."""
-    if importlib.util.find_spec(name) is None:
-        raise InputError(f"{title} is not installed", where=where, remedy=REMEDY)
-    return importlib.import_module(name)
+    return onnxruntime
