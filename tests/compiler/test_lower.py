@@ -14,8 +14,8 @@ from vitsparse.backends import native
 from vitsparse.compiler import back
 from vitsparse.compiler.execute import take
 from vitsparse.compiler.lower import float_bits, lower
-from vitsparse.compiler.memory import ALIGN, place
-from vitsparse.compiler.steps import length
+from vitsparse.compiler.memory import ALIGN, place, row_stride, sizes
+from vitsparse.compiler.steps import View, length
 from vitsparse.ops import run_program
 
 needs_cpu = pytest.mark.skipif(not native.available("cpu"), reason="; ".join(native.why_not("cpu")))
@@ -48,6 +48,18 @@ def test_memory_is_reused():
     assert offsets["a"] == offsets["c"] != offsets["b"]
     assert total == 32
     assert place({}, {}) == ({}, 0)
+
+
+def test_no_rows_or_values_fall_into_the_same_cache_lines():
+    """A product reads 14 rows at once, a sum a hundred values; a first-level cache has eight places for equal lines."""
+    widths = (96, 256, 768, 1024, 1536, 3072)
+    values = {f"v{width}": View("", (0, 65), (0, width)) for width in widths}
+    for width, size in zip(widths, sizes(values, 64, 192).values(), strict=False):
+        stride = row_stride(width)
+        assert width <= stride <= width + 16
+        assert len({row * stride % 1024 for row in range(14)}) >= 4
+        assert 65 * stride <= size < 65 * stride + 128
+        assert len({value * size % 1024 // 64 for value in range(16)}) == 16
 
 
 def test_floats_travel_as_their_bits():

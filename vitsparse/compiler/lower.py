@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .execute import bias_of, class_token_of, scaled_output_bias, weight_of
-from .memory import ALIGN, CUT_IMAGES
+from .memory import ALIGN, CUT_IMAGES, row_stride
 from .plan import Plan
 from .steps import ApplyPattern, Attention, Embed, Linear, MeanRows, Step, SumNorm, SumNorms, View, length
 
@@ -100,7 +100,7 @@ class _Lowering:
         offsets, size = self.plan.memory
         for name, offset in offsets.items():
             view = self.values[name]
-            self._slot(name, ARENA, offset, view.rows, view.cols[1])
+            self._slot(name, ARENA, offset, view.rows, row_stride(view.cols[1]))
         return size
 
     def _slot(self, name: str, space: int, offset: int, rows: tuple[int, int], width: int) -> None:
