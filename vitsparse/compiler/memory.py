@@ -10,7 +10,7 @@ ALIGN = 16  # floats: one cache line, one AVX-512 register
 PAGE = 1024  # floats: what a way of a first-level cache holds
 SAME_LINES = PAGE // 2
 STAGGER = 64
-"""Values of a page or more are an odd number of these long, so that those side by side begin in different cache lines."""
+"""Large values are an odd number of these long, so that those side by side begin in different cache lines."""
 CUT_IMAGES = "patches"
 """The name of the images cut into patches, which live inside the embedding alone."""
 
@@ -29,12 +29,12 @@ def lifetimes(waves: Sequence[Sequence[Step]], kept_elsewhere: frozenset[str]) -
 
 
 def row_stride(width: int) -> int:
-    """Floats from one row of a value to the next: rows half a page apart would compete for the same lines of a cache."""
+    """Floats from one row of a value to the next: rows half a page apart would compete for the same cache lines."""
     return width + ALIGN if width % SAME_LINES == 0 else width
 
 
 def sizes(values: Mapping[str, View], patches: int, patch_dim: int) -> dict[str, int]:
-    """Floats of each value, of an image. Equal values side by side must not lie whole pages apart, for the same reason."""
+    """Floats of each value, of an image. Equal ones side by side must not lie whole pages apart, for that reason."""
     floats = {name: length(view.rows) * row_stride(view.cols[1]) for name, view in values.items()}
     floats[CUT_IMAGES] = patches * row_stride(patch_dim)
     return {name: size + (STAGGER - size) % (2 * STAGGER) if size >= PAGE else size for name, size in floats.items()}
