@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, TypeVar
 
 Range = tuple[int, int]
@@ -82,12 +83,12 @@ class Step:
     reads_in: ClassVar[tuple[str, ...]] = ()
     writes_in: ClassVar[tuple[str, ...]] = ()
 
-    @property
+    @cached_property
     def reads(self) -> tuple[View, ...]:
         """The views this step reads."""
         return tuple(self._views(self.reads_in))
 
-    @property
+    @cached_property
     def writes(self) -> tuple[View, ...]:
         """The views this step writes."""
         return tuple(self._views(self.writes_in))
@@ -113,8 +114,10 @@ class Step:
         for name in names:
             value = getattr(self, name)
             if value is not None:
-                changed[name] = tuple(map(change, value)) if isinstance(value, tuple) else change(value)
-        return replace(self, **changed)
+                found = tuple(map(change, value)) if isinstance(value, tuple) else change(value)
+                if found != value:
+                    changed[name] = found
+        return replace(self, **changed) if changed else self
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -192,12 +195,12 @@ class SumNorms(Step):
 
     parts: tuple[SumNorm, ...]
 
-    @property
+    @cached_property
     def reads(self) -> tuple[View, ...]:
         own = {part.total for part in self.parts}
         return tuple(dict.fromkeys(view for part in self.parts for view in part.reads if view not in own))
 
-    @property
+    @cached_property
     def writes(self) -> tuple[View, ...]:
         return tuple(view for part in self.parts for view in part.writes)
 

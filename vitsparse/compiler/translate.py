@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import compress
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,10 +55,13 @@ def head_norm(config: ViTConfig) -> str:
 class _Translation:
     def __init__(self, config: ViTConfig, circuit: Circuit, ablation_values: Tensor):
         self.config, self.graph, self.keep = config, circuit.graph, circuit.keep
-        self.constants = {f"ablation.{name}": value for name, value in
-                          zip(self.graph.senders, ablation_values, strict=True) if torch.any(value != 0)}
         self.rows: Range = (0, config.num_tokens)
         self.width: Range = (0, config.embed_dim)
+        self.outputs = [self._stream(f"s.{name}") for name in self.graph.senders]
+        self.stand_ins = [self._stream(f"ablation.{name}") for name in self.graph.senders]
+        self.matters = np.array([bool(value.any()) for value in ablation_values])  # where a stand-in is not all zeros
+        self.constants = {view.name: value for view, value, yes in
+                          zip(self.stand_ins, ablation_values, self.matters, strict=True) if yes}
 
     def plan(self) -> Plan:
         steps: list[Step] = [Embed(self._stream("s.input"), self.config.in_chans * self.config.patch_size**2)]
@@ -78,16 +83,14 @@ class _Translation:
     def _input(self, reader: Reader, *, norm: bool = True) -> SumNorm:
         """The sum (and norm) in front of one reader."""
         kept = self.keep[reader.edges]
-        names = self.graph.senders[: reader.fan_in]
-        senders = [f"s.{name}" for name, yes in zip(names, kept, strict=True) if yes]
-        lost = [f"ablation.{name}" for name, yes in zip(names, kept, strict=True) if not yes]
-        terms = senders + [name for name in lost if name in self.constants]
+        lost = ~kept & self.matters[: reader.fan_in]
+        terms = (*compress(self.outputs, kept.tolist()), *compress(self.stand_ins, lost.tolist()))
         if not terms:  # nothing is left but b_O: a sum needs a first term
             self.constants["zero"] = torch.zeros(self.rows[1], self.width[1])
-        views = tuple(map(self._stream, terms or ["zero"]))
+            terms = (self._stream("zero"),)
         biases = tuple(range(min(self.config.depth, reader.layer + (reader.kind == "mlp"))))
         out = self._stream(f"{'n' if norm else 'r'}.{reader.name}")
-        return SumNorm((reader.name,), views, biases, total=None if norm else out, normed=out if norm else None)
+        return SumNorm((reader.name,), terms, biases, total=None if norm else out, normed=out if norm else None)
 
     def _attention(self, layer: int, readers: list[Reader]) -> Iterator[Step]:
         inputs: dict[tuple[int, str], View] = {}

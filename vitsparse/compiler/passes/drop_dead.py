@@ -13,5 +13,5 @@ def drop_dead(plan: Plan) -> Plan:
     for step in reversed(plan.steps):
         if any(view.name in needed for view in step.writes):
             kept.append(step)
-            needed |= {view.name for view in step.reads}
+            needed.update(view.name for view in step.reads)
     return plan.after("drop_dead", steps=tuple(reversed(kept)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 
 from ..plan import Plan
 from ..steps import Range, Step, SumNorm, View, joint_name
+
+_NAME_AND_COLS = attrgetter("name", "cols")
 
 
 def group_readers(plan: Plan) -> Plan:
@@ -14,20 +17,19 @@ def group_readers(plan: Plan) -> Plan:
     for step in plan.steps:
         if isinstance(step, SumNorm):
             groups.setdefault(_key(step), []).append(step)
-    renamed = {step.out.name: _name(group) for group in groups.values() for step in group}
+    first = {id(group[0]): group for group in groups.values()}
+    renamed = {step.out.name: _name(group) for group in groups.values() if len(group) > 1 for step in group}
     steps: list[Step] = []
     for step in plan.steps:
         if not isinstance(step, SumNorm):
             steps.append(step.map_reads(lambda view: _rename(view, renamed)))
-        elif step is groups[_key(step)][0]:
-            merged = _merge(groups[_key(step)])
-            steps.append(merged.map_writes(lambda view: _rename(view, renamed)))
+        elif id(step) in first:
+            steps.append(_merge(first[id(step)]).map_writes(lambda view: _rename(view, renamed)))
     return plan.after("group_readers", steps=tuple(steps), output=_rename(plan.output, renamed))
 
 
 def _key(step: SumNorm) -> tuple:
-    senders = tuple((view.name, view.cols) for view in step.senders)
-    return senders, step.offset, step.biases, step.normed is None
+    return tuple(map(_NAME_AND_COLS, step.senders)), step.offset, step.biases, step.normed is None
 
 
 def _name(group: list[SumNorm]) -> str:
@@ -43,14 +45,16 @@ def _name(group: list[SumNorm]) -> str:
 
 
 def _merge(group: list[SumNorm]) -> SumNorm:
+    if len(group) == 1:
+        return group[0]
     rows: Range = (min(step.out.rows[0] for step in group), max(step.out.rows[1] for step in group))
 
     def stretch(view: View) -> View:
-        return replace(view, rows=rows)
+        return view if view.rows == rows else replace(view, rows=rows)
 
     readers = tuple(name for step in group for name in step.readers)
     return replace(group[0], readers=readers).map_reads(stretch).map_writes(stretch)
 
 
 def _rename(view: View, names: dict[str, str]) -> View:
-    return replace(view, name=names.get(view.name, view.name))
+    return replace(view, name=names[view.name]) if view.name in names else view

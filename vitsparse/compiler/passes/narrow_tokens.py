@@ -6,31 +6,36 @@ of rows flows backward: every step but attention needs of its sources exactly th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from ..plan import Plan
-from ..steps import Attention, Linear, Range, Step, SumNorm, View, hull
+from ..steps import Attention, Linear, Range, Step, SumNorm, View
 
 
 def narrow_tokens(plan: Plan) -> Plan:
     """Restrict every value to the hull of the token rows that are read of it."""
-    needed: dict[str, View] = {plan.output.name: plan.output}
+    needed: dict[str, Range] = {plan.output.name: plan.output.rows}
     narrowed: list[Step] = []
     for step in reversed(plan.steps):
-        asked = [needed[view.name].rows for view in step.writes if view.name in needed]
+        asked = [needed[view.name] for view in step.writes if view.name in needed]
         if not asked:
             continue  # no row of it is read
-        rows = (min(start for start, _ in asked), max(stop for _, stop in asked))
-        step = _narrow(step, rows)
+        step = _narrow(step, _hull(asked))
         narrowed.append(step)
         for view in step.reads:
-            needed[view.name] = hull(needed.get(view.name, view), view)
+            known = needed.get(view.name, view.rows)
+            needed[view.name] = known if known == view.rows else _hull((known, view.rows))
     return plan.after("narrow_tokens", steps=tuple(reversed(narrowed)))
+
+
+def _hull(ranges: Collection[Range]) -> Range:
+    return min(start for start, _ in ranges), max(stop for _, stop in ranges)
 
 
 def _narrow(step: Step, rows: Range) -> Step:
     def cut(view: View) -> View:
-        return replace(view, rows=rows)
+        return view if view.rows == rows else replace(view, rows=rows)
 
     step = step.map_writes(cut)
     if isinstance(step, Attention):

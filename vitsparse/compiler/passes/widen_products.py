@@ -79,9 +79,11 @@ class _Widening:
     def _merge_senders(self, step: SumNorm) -> SumNorm:
         views = {}
         for view in step.senders:
-            target = self.merged_sender.get(view.name, view)
-            views[target.name] = replace(view, name=target.name)
-        return replace(step, senders=tuple(views.values()))
+            name = self.merged_sender.get(view.name, view).name
+            if name not in views:
+                views[name] = view if name == view.name else replace(view, name=name)
+        senders = tuple(views.values())
+        return step if senders == step.senders else replace(step, senders=senders)
 
     def _merge(self, units: list[_Unit]) -> Iterator[Step]:
         """The steps of one group, wide."""
@@ -182,10 +184,10 @@ def join(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
 def _find_units(plan: Plan) -> list[_Unit]:
     """The units of a plan, in the order of their outgoing products."""
     writer = {view.name: step for step in plan.steps for view in step.writes}
-    audiences: dict[str, tuple[int, ...]] = {}
+    audiences: dict[str, list[int]] = {}
     for position, step in enumerate(plan.steps):
         for view in step.reads if isinstance(step, SumNorm) else ():
-            audiences[view.name] = (*audiences.get(view.name, ()), position)
+            audiences.setdefault(view.name, []).append(position)
     units = []
     for step in plan.steps:
         if not isinstance(step, Linear) or step.out.name not in audiences:
@@ -194,5 +196,5 @@ def _find_units(plan: Plan) -> list[_Unit]:
         mixing = inner if isinstance(inner, Attention | ApplyPattern) else None
         sources = [view.name for view in mixing.reads] if mixing else [step.source.name]
         incoming = tuple(writer[name] for name in sources if isinstance(writer.get(name), Linear))
-        units.append(_Unit(incoming, mixing, step, audiences[step.out.name]))
+        units.append(_Unit(incoming, mixing, step, tuple(audiences[step.out.name])))
     return units
