@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -29,8 +30,12 @@ std::tuple<Tensor, Tensor> sum_norm(std::vector<Tensor> senders, const std::opti
                   "offset: expected [", rows, ", ", width, "]");
   const Tensor sum = new_rows(first, images, rows, width), normed = new_rows(first, images, rows, width);
   if (sum.numel() == 0) return {sum, normed};
-  const cpu::SumNorm op{sources.data(), static_cast<int64_t>(sources.size()), offset ? data_of(constant) : nullptr,
-                        mutable_rows_of(sum), mutable_rows_of(normed), images, rows, width, static_cast<float>(eps)};
+  const auto count = static_cast<int64_t>(sources.size());
+  std::vector<int64_t> all(sources.size());
+  std::iota(all.begin(), all.end(), 0);
+  const cpu::SumPart part{all.data(), count, nullptr, 0, offset ? data_of(constant) : nullptr, mutable_rows_of(sum),
+                          mutable_rows_of(normed)};
+  const cpu::SumNorm op{sources.data(), count, &part, 1, images, rows, width, static_cast<float>(eps)};
   run_tasks(op, cpu::sum_norm);
   return {sum, normed};
 }
