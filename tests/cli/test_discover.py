@@ -14,7 +14,8 @@ from vitsparse.cli import discover, main
 from vitsparse.cli.config import DiscoverConfig, load_config
 from vitsparse.cli.presets import PRESETS
 from vitsparse.cli.shared import load_images
-from vitsparse.compiler.cost import FEATURES, CostModel
+from vitsparse.compiler.cost import CostModel, default_file
+from vitsparse.compiler.cost_features import FEATURES, Caches
 from vitsparse.discovery import METHODS
 from vitsparse.errors import InputError
 from vitsparse.evaluation.ablation import Ablation
@@ -29,15 +30,16 @@ OF_METHOD = {"acdc": ["--discover.threshold", "1e-6"], "eap_ig": ["--discover.st
 @pytest.fixture
 def table() -> CostModel:
     """Every unit of work takes a microsecond."""
-    kinds = {kind: dict.fromkeys(sizes, 1.0) for kind, (_, sizes, _) in FEATURES.items()}
-    return CostModel({1: {**kinds, "program": {"step": 1.0}}}, 1, {"cpu": "a test"})
+    return CostModel({kind: dict.fromkeys(sizes, 1.0) for kind, sizes in FEATURES.items()}, 1,
+                     Caches(near=1 << 20, far=1 << 25), {"cpu": "a test"})
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch, table):
+def _quick(monkeypatch, table, tmp_path):
     """Pictures and the measuring of a cost table take longer than the searches; their own tests look at them."""
     monkeypatch.setattr(discover, "save_figure", lambda *_: None)
-    monkeypatch.setattr(discover, "measure_cost", lambda: table)
+    monkeypatch.setattr(discover, "measure_cost", lambda **_: table)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -117,11 +119,19 @@ def test_an_ablation_that_is_learned(search):
 def test_a_cost_table_is_given_or_measured_once(tmp_path, table, monkeypatch):
     table.save(tmp_path / "mine.json")
     found = [discover.cost_table(str(tmp_path / "mine.json"), tmp_path), discover.cost_table(None, tmp_path)]
-    monkeypatch.setattr(discover, "measure_cost", lambda: pytest.fail("it was measured before"))
+    monkeypatch.setattr(discover, "measure_cost", lambda **_: pytest.fail("it was measured before"))
     found.append(discover.cost_table(None, tmp_path))
-    assert [dict(each.batches) for each in found] == [dict(table.batches)] * 3
+    assert [each.prices for each in found] == [table.prices] * 3
     with pytest.raises(InputError, match=r"nowhere\.json"):
         discover.cost_table("nowhere.json", tmp_path)
+
+
+def test_a_calibrated_table_is_found(tmp_path, table, monkeypatch):
+    monkeypatch.setattr(discover, "measure_cost", lambda **_: pytest.fail("bench --calibrate has measured it"))
+    monkeypatch.setattr(discover.torch, "get_num_threads", lambda: 7)
+    table.save(default_file(7))
+    assert discover.cost_table(None, tmp_path).prices == table.prices
+    assert CostModel.load(tmp_path / discover.COST_FILE).prices == table.prices  # for a search that goes on elsewhere
 
 
 def test_the_circuit_of_operators(search):

@@ -167,7 +167,7 @@ def test_how_images_are_cut_into_batches_does_not_matter():
     ({"budget": True}, "budget is a share"),
     ({"step": 0}, "step is a share"),
     ({"cut_edges": -0.1}, "cut_edges is a share"),
-    ({"cost": None}, "cost_table"),
+    ({"cost": None}, "bench --calibrate"),
     ({"metric": "logit_difference"}, "'kl' or 'ce'"),
     ({"metric": "k1"}, "did you mean 'kl'"),
     ({"batches": []}, "no images"),

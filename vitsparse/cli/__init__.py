@@ -21,6 +21,7 @@ VERBS = {
     "finetune": "sparse model -> the same circuit with better weights",
     "evaluate": "models -> accuracy, KL, FLOPs and latency, as JSON and as a table",
     "export": "model -> ONNX, OpenVINO or torch.export file, run and compared before it is kept",
+    "bench": "latency of models beside the strongest baselines, measured and predicted; the cost table of a machine",
     "doctor": "what is installed, built and usable on this machine, and why not",
 }
 SHARED = ("run", "train", "discover", "finetune")  # verbs that the ranks of torchrun do together

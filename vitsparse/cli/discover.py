@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 
 from ..circuit import Circuit, EdgeScores, Graph
-from ..compiler.cost import CostModel, PlanCost
-from ..compiler.cost_table import measure_cost
+from ..compiler.cost import CostModel, PlanCost, default_file
+from ..compiler.cost_table import QUICK, measure_cost
 from ..data import Batches, ImageSet
 from ..data.corruption import corruption_named
 from ..data.ranks import ranks
@@ -119,11 +120,12 @@ def arguments(config: Config, model: ViT, out: Path) -> dict[str, Any]:
 
 
 def cost_table(file: str | None, out: Path) -> CostModel:
-    """The table in ``file``, or else that in the output folder, which is measured first if it is not there."""
+    """The table in ``file``, or else that in the output folder, where the machine's own is put if there is none."""
     path = Path(file) if file else out / COST_FILE
     if not file and not path.exists() and ranks().is_first:
-        print(f"measuring what the steps of a plan cost on this machine -> {path}")
-        measure_cost().save(path)
+        known = default_file(torch.get_num_threads())
+        print(f"what the steps of a plan cost on this machine: {known if known.exists() else 'measuring it'} -> {path}")
+        (CostModel.load(known) if known.exists() else measure_cost(circuits=QUICK)).save(path)
     ranks().barrier()
     return CostModel.load(path)
 

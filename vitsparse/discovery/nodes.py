@@ -37,7 +37,7 @@ def check_cost(cost: Any) -> None:
         raise InputError("a latency has to be predicted", where="cost", found=type(cost).__name__,
                          expected="a cost with .dense and .latency(circuit)",
                          remedy="PlanCost(CostModel.load(FILE), model.config) of vitsparse.compiler.cost; "
-                                "python -m benchmarks.cost_table FILE measures this device")
+                                "vitsparse bench --calibrate --cost FILE measures this device")
 
 
 def stage_of(reader: Reader) -> int:
