@@ -71,11 +71,11 @@ def main(argv: Sequence[str]) -> int:
     for name, value in (("circuits", flags.circuits), ("threads", flags.threads)):
         if value is not None and value < 1:
             raise InputError("a number must be positive", where=f"--{name}", expected="at least 1", found=value)
-    given = (flags.cost,) if flags.cost and not flags.calibrate else ()
-    folders = named(flags.models)
-    out = begin(config, "bench", files=(*folders.values(), *given))
+    file, folders = flags.cost or default_file(flags.threads or torch.get_num_threads()), named(flags.models)
+    if not (flags.calibrate or file.exists()) and (flags.check or flags.cost):
+        raise InputError("there is no such cost table", where=file, remedy="measure this machine with --calibrate")
+    out = begin(config, "bench", files=tuple(folders.values()))
     with threads(flags.threads):
-        file = flags.cost or default_file(torch.get_num_threads())
         table = _table(flags, file)
         results = {"format": FORMAT, "version": VERSION, "machine": machine_facts(),
                    "cost": str(file) if table else None, "rows": [], "notes": [], "check": []}
@@ -100,11 +100,11 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def _table(flags: Flags, file: Path) -> CostModel | None:
-    """The table to predict from: measured now, or that in ``file``; None where there is none and none is needed."""
+    """The table to predict from: measured now, or that in ``file``; None where nobody has measured one."""
     if flags.calibrate:
         measure_cost(circuits=QUICK if flags.quick else CIRCUITS).save(file)
         print(f"cost table -> {file}")
-    elif not file.exists() and not flags.check:
+    elif not file.exists():
         return None
     table = CostModel.load(file)
     if table.threads != torch.get_num_threads():
