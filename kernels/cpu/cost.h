@@ -31,7 +31,7 @@ inline double flops(const SumNorm& op) {
   return sum_norm_flops(op.images * op.rows * op.width, op.count, op.part_count, terms);
 }
 inline double flops(const CutPatches& op) {
-  return flops_per_element * static_cast<double>(op.images * op.channels * op.size) * op.size;
+  return flops_per_element * static_cast<double>(op.images * op.rows * op.channels) * (op.patch * op.patch);
 }
 inline double flops(const MeanRows& op) { return flops_per_element * static_cast<double>(op.images * op.rows * op.width); }
 inline double flops(const Fill& op) { return flops_per_element * static_cast<double>(op.images * op.rows * op.width); }
@@ -40,7 +40,7 @@ inline int64_t tasks(const Linear& op) { return linear_tasks(op); }
 inline int64_t tasks(const Attention& op) { return attention_tasks(op); }
 inline int64_t tasks(const ApplyPattern& op) { return apply_pattern_tasks(op); }
 inline int64_t tasks(const SumNorm& op) { return sum_norm_tasks(op); }
-inline int64_t tasks(const CutPatches& op) { return op.images * op.side() * op.side(); }
+inline int64_t tasks(const CutPatches& op) { return op.images * op.rows; }
 inline int64_t tasks(const MeanRows& op) { return op.images; }
 inline int64_t tasks(const Fill& op) { return op.images; }
 

@@ -8,12 +8,12 @@
 
 namespace vitsparse::cpu {
 
-// Images -> row-major patches, each flattened (channel, y, x). A task is one patch: task = image * patches + patch.
+// Images -> row-major patches, each flattened (channel, y, x); `rows` of them from the patch `first` on. A task is one
+// patch: task = image * rows + row.
 struct CutPatches {
   const float* pixels;  // [images, channels, size, size]
   MutableRows dst;
-  int64_t images, channels, size, patch;
-  int64_t side() const { return size / patch; }
+  int64_t images, first, rows, channels, size, patch;
 };
 
 // dst (one row) = mean over the rows of src. A task is one image.
@@ -32,10 +32,10 @@ struct Fill {
 
 inline void cut_patches(const CutPatches& op, int64_t begin, int64_t end) {
   const auto cut = [&](auto patch) {  // a compile-time patch makes the copies single moves
-    const int64_t side = op.side();
+    const int64_t side = op.size / patch;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t image = task / (side * side), r = task % (side * side);
-      float* out = op.dst.row(image, r);
+      const int64_t image = task / op.rows, r = op.first + task % op.rows;
+      float* out = op.dst.row(image, task % op.rows);
       for (int64_t c = 0; c < op.channels; ++c) {
         const int64_t line = (image * op.channels + c) * op.size + r / side * patch;
         const float* in = op.pixels + line * op.size + r % side * patch;

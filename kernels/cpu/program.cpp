@@ -57,11 +57,12 @@ class Failure {
   std::exception_ptr error_;
 };
 
-// Lends a body to all threads at once: lead(true) on the calling one, lead(false) on those that come.
+// Lends a body to all threads at once: body(first, last), where each of [0, threads.count) falls to one thread that
+// comes, and 0 to the calling one.
 template <class Body>
 void on_all_threads(const Threads& threads, const Body& body) {
-  threads.parallel_for(threads.count, [](void* b, int64_t begin, int64_t) {
-    (*static_cast<const Body*>(b))(begin == 0);
+  threads.parallel_for(threads.count, [](void* b, int64_t first, int64_t last) {
+    (*static_cast<const Body*>(b))(first, last);
   }, const_cast<Body*>(&body));
 }
 
@@ -95,13 +96,13 @@ void run_groups(const ProgramRun& run, int64_t begin, int64_t end, const Threads
   const int64_t groups = std::min(images, rounds * threads.count);
   std::atomic<int64_t> next{0};
   Failure failure;
-  const auto body = [&](bool lead) {
+  const auto body = [&](int64_t first, int64_t) {
     failure.guard([&] {
       for (int64_t g; (g = next.fetch_add(1, std::memory_order_relaxed)) < groups;)
-        run_group(run, begin + images * g / groups, begin + images * (g + 1) / groups, lead ? run.waves : nullptr);
+        run_group(run, begin + images * g / groups, begin + images * (g + 1) / groups, first ? nullptr : run.waves);
     });
   };
-  if (threads.count == 1) body(true);
+  if (threads.count == 1) body(0, 1);
   else on_all_threads(threads, body);
   failure.rethrow();
 }
@@ -109,16 +110,17 @@ void run_groups(const ProgramRun& run, int64_t begin, int64_t end, const Threads
 // Images [begin, end) at once, with all threads inside each wave.
 void run_shared(const ProgramRun& run, int64_t begin, int64_t end, const Threads& threads) {
   float* arena = arena_for(run.program, end - begin);
-  const Schedule schedule(run.program, Machine(run, begin, end - begin, arena));
-  if (schedule.flops() < worth_a_thread) return run_group(run, begin, end, run.waves);
-  Progress progress;
+  const Schedule schedule(run.program, Machine(run, begin, end - begin, arena), threads.count);
+  if (!schedule.worth_sharing()) return run_group(run, begin, end, run.waves);
+  Done done;
   Failure failure;
-  on_all_threads(threads, [&](bool lead) {
+  on_all_threads(threads, [&](int64_t first, int64_t last) {
     Machine machine(run, begin, end - begin, arena);
-    Stopwatch watch(lead ? run.waves : nullptr);
-    schedule.walk(progress, threads.count, [&](const format::Step& step, int64_t first, int64_t last) {
-      failure.guard([&] { machine.run(step, first, last); });
-    }, [&](int64_t wave) { watch.lap(wave); });
+    Stopwatch watch(first ? nullptr : run.waves);
+    const auto run_chunk = [&](const format::Step& step, const Slice* slice, int64_t from, int64_t to) {
+      failure.guard([&] { machine.run(step, slice, from, to); });
+    };
+    schedule.walk(done, first, last, run_chunk, [&](int64_t wave) { watch.lap(wave); });
   });
   failure.rethrow();
 }

@@ -1,7 +1,9 @@
-// Who runs what: the tasks of all steps numbered through, and threads that walk the waves, taking tasks as they come.
+// Who runs what when several threads run a program together.
 //
-// Nothing counts participants, so any number of threads may walk: a thread waits only for tasks that others have taken
-// and are running. A late one finds the waves done and hurries through.
+// The tasks of a wave are divided into as many ranges as there are threads, and each thread begins with its own: the
+// same rows of one step after the other, which lie in its cache. Whoever is done helps the others where that is worth
+// it. Nothing counts participants: a thread that waits for long takes what is left, whoever it belongs to, and else
+// waits only for tasks that others have taken and are running. So any number of threads may come, at any time.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -12,104 +14,157 @@
 
 namespace vitsparse::cpu {
 
-// Floating-point operations that are not worth dividing: handing over to a waiting thread takes as long.
-constexpr double worth_a_chunk = 2e5;
+// Floating-point operations below which a chunk is not worth dividing, and a rest not worth fetching its rows from the
+// cache of the thread that it belongs to.
+constexpr double worth_a_chunk = 1e5, worth_helping = 1e6;
+// What a wave costs more when it is shared: waiting for each other, and rows that change caches.
+constexpr double cost_of_sharing = 2e5;
+// Turns of waiting (some 25 ns each): after `patience` a thread takes whatever is left, after `insistence` it lets
+// others have the processor.
+constexpr int patience = 100, insistence = 1000;
+// Slices that a step's rows are cut into, at most: each slice reads all weights. And rows of a slice, at least.
+constexpr int64_t most_slices = 4, fewest_rows = 4;
 
-// Tasks [0, taken) are taken and `done` of them are done. A cache line each: both are written all the time.
-struct Progress {
-  alignas(64) std::atomic<int64_t> taken{0};
-  alignas(64) std::atomic<int64_t> done{0};
+// What threads tell each other; a cache line each, because all are written all the time.
+struct alignas(64) Taken {
+  std::atomic<int64_t> value;  // wave * 2^32 + tasks of the range that are taken; an earlier wave: none
 };
-
-inline void wait_until(const std::atomic<int64_t>& done, int64_t target) {
-  for (int spins = 0; done.load(std::memory_order_acquire) < target; ++spins) {
-    if (spins < 1000) {  // some 20 us; then somebody else may need the processor
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#endif
-    } else {
-      std::this_thread::yield();
-    }
-  }
-}
+struct alignas(64) Done {
+  std::atomic<int64_t> tasks{0};  // of all waves
+};
 
 class Schedule {
  public:
-  // In this thread's memory, valid until it makes the next one.
-  Schedule(Words program, const Machine& machine)
-      : count_(format::header(program).steps), items_(workspace_of<Item>(Purpose::schedule, count_)) {
-    int64_t tasks = 0;
+  // For `threads` threads; in this thread's memory, valid until it makes the next one.
+  Schedule(Words program, const Machine& machine, int64_t threads)
+      : count_(format::header(program).steps),
+        ranges_(threads),
+        items_(workspace_of<Item>(Purpose::schedule, count_)),
+        taken_(workspace_of<Taken>(Purpose::counters, threads)) {
+    for (int64_t r = 0; r < ranges_; ++r) taken_[r].value.store(0, std::memory_order_relaxed);
+    int64_t slices = std::min(most_slices, threads);
+    while (threads % slices != 0) --slices;
     Item* item = items_;
     format::for_each_step(program, [&](const format::Step& step) {
-      const Work work = machine.work(step);
-      *item++ = {step, tasks, tasks + work.tasks, work.each, 0.};
-      tasks += work.tasks;
-      flops_ += work.each * static_cast<double>(work.tasks);
+      *item = item_of(step, machine, slices);
+      tasks_ += item->tasks();
+      item->end = tasks_;
+      flops_ += item->each * static_cast<double>(item->tasks());
+      ++item;
     });
-    for (int64_t i = count_ - 2; i >= 0; --i) {
-      const Item& next = items_[i + 1];
-      if (next.step.wave == items_[i].step.wave) items_[i].flops_after = next.flops_from(next.begin);
-    }
   }
 
-  double flops() const { return flops_; }
+  // Whether threads together are faster than one that keeps everything in its cache.
+  bool worth_sharing() const {
+    const auto waves = static_cast<double>(count_ ? items_[count_ - 1].step.wave + 1 : 0);
+    return flops_ * (1. - 1. / static_cast<double>(ranges_)) > worth_a_thread + waves * cost_of_sharing;
+  }
 
-  // Calls run(step, first task, last task) for what this thread takes, and lap(wave) after each wave. `threads`: how
-  // many are expected. `run` must not throw.
+  // Runs what falls to the owner of ranges [first, last), and calls lap(wave) after each wave. run(step, slice, begin,
+  // end) must not throw.
   template <class Run, class Lap>
-  void walk(Progress& progress, int64_t threads, const Run& run, const Lap& lap) const {
-    const Item* next;
-    for (const Item *first = items_, *end = items_ + count_; first != end; first = next) {
-      for (next = first; next != end && next->step.wave == first->step.wave;) ++next;
-      const Item* item = first;
-      for (Tasks chunk; take(progress, threads, item, next, chunk);) {
-        const int64_t tasks = chunk.end - chunk.begin;
-        for (const Item* i = item; chunk.begin < chunk.end; chunk.begin = i->end, ++i)
-          run(i->step, chunk.begin - i->begin, std::min(chunk.end, i->end) - i->begin);
-        progress.done.fetch_add(tasks, std::memory_order_release);
+  void walk(Done& done, int64_t first, int64_t last, const Run& run, const Lap& lap) const {
+    for (Wave wave{items_, items_}; wave.begin != items_ + count_; wave.begin = wave.end) {
+      while (wave.end != items_ + count_ && wave.end->step.wave == wave.begin->step.wave) ++wave.end;
+      for (int64_t r = first; r < last; ++r) take_all(done, wave, r, 0., run);
+      for (int64_t i = last - first; i < ranges_; ++i) take_all(done, wave, (first + i) % ranges_, worth_helping, run);
+      const int64_t target = wave.end[-1].end;
+      for (int turns = 0; done.tasks.load(std::memory_order_acquire) < target; ++turns) {
+        pause(turns);
+        if (turns == patience)
+          for (int64_t r = 0; r < ranges_; ++r) take_all(done, wave, r, 0., run);
       }
-      wait_until(progress.done, next[-1].end);
-      lap(first->step.wave);
+      lap(wave.begin->step.wave);
     }
   }
 
  private:
-  struct Tasks {
-    int64_t begin, end;
-  };
-  struct Item {  // a step, and its tasks among those of the whole program
+  struct Item {
     format::Step step;
-    int64_t begin, end;
-    double each, flops_after;  // of one task; of the later steps of the wave
-    double flops_from(int64_t task) const { return each * static_cast<double>(end - task) + flops_after; }
+    int64_t slices, rows, tasks_of_large, tasks_of_small;  // slices of rows / slices rows are small, the first larger
+    int64_t end;                                           // tasks of all steps up to and with this one
+    double each;
+    int64_t large() const { return slices == 1 ? 1 : rows % slices; }
+    int64_t tasks_of(int64_t slice) const { return slice < large() ? tasks_of_large : tasks_of_small; }
+    int64_t tasks() const { return large() * tasks_of_large + (slices - large()) * tasks_of_small; }
+    Slice slice(int64_t s) const { return {s * (rows / slices) + std::min(s, large()), rows / slices + (s < large())}; }
+  };
+  struct Wave {
+    const Item *begin, *end;
   };
 
-  // Takes a chunk of the wave that ends before item `end`; `item` follows to where it begins. False: none is left.
-  static bool take(Progress& progress, int64_t threads, const Item*& item, const Item* end, Tasks& chunk) {
-    chunk.begin = progress.taken.load(std::memory_order_relaxed);
-    do {
-      if (chunk.begin >= end[-1].end) return false;
-      while (item->end <= chunk.begin) ++item;
-      chunk.end = end_of_chunk(item, end, chunk.begin, threads);
-    } while (!progress.taken.compare_exchange_weak(chunk.begin, chunk.end, std::memory_order_relaxed));
-    return true;
-  }
-
-  // Half of a thread's even share of what is left: large chunks first, for each weight to be read by one thread, and
-  // small ones in the end, for the threads to finish together.
-  static int64_t end_of_chunk(const Item* item, const Item* end, int64_t begin, int64_t threads) {
-    double budget = std::max(worth_a_chunk, item->flops_from(begin) / static_cast<double>(2 * threads));
-    for (; item != end && budget > 0; ++item) {
-      const double left = static_cast<double>(item->end - begin), tasks = std::min(left, budget / item->each);
-      begin += static_cast<int64_t>(std::ceil(tasks));
-      budget -= tasks * item->each;
-      if (begin < item->end) break;
+  static Item item_of(const format::Step& step, const Machine& machine, int64_t slices) {
+    const int64_t rows = machine.rows(step);
+    if (slices == 1 || rows < slices * fewest_rows) {
+      const Work whole = machine.work(step);
+      return {step, 1, rows, whole.tasks, 0, 0, whole.each};
     }
-    return begin;
+    const Slice large{0, rows / slices + 1}, small{0, rows / slices};
+    const Work of_small = machine.work(step, &small);
+    const Work of_large = rows % slices ? machine.work(step, &large) : of_small;
+    return {step, slices, rows, of_large.tasks, of_small.tasks, 0, of_small.each};
   }
 
-  int64_t count_;
+  // Tasks [begin, end) of a slice that belong to a range; what is too small to be divided belongs to the first.
+  struct Part {
+    int64_t slice, begin, end;
+  };
+  Part part_of(const Item& item, int64_t range) const {
+    const int64_t slice = range % item.slices, parts = ranges_ / item.slices, part = range / item.slices;
+    const int64_t tasks = item.tasks_of(slice);
+    if (item.each * static_cast<double>(tasks) < worth_a_chunk) return {slice, 0, part == 0 ? tasks : 0};
+    return {slice, tasks * part / parts, tasks * (part + 1) / parts};
+  }
+
+  // Runs what is left of a range, in chunks, as long as that is at least `worth` operations.
+  template <class Run>
+  void take_all(Done& done, const Wave& wave, int64_t range, double worth, const Run& run) const {
+    double flops = 0;
+    int64_t tasks = 0;
+    for (const Item* item = wave.begin; item != wave.end; ++item) {
+      const Part part = part_of(*item, range);
+      tasks += part.end - part.begin;
+      flops += item->each * static_cast<double>(part.end - part.begin);
+    }
+    const double each = flops / static_cast<double>(std::max<int64_t>(tasks, 1));
+    const auto least = static_cast<int64_t>(std::min(worth_a_chunk / std::max(each, 1.), 1e9)) + 1;
+    const int64_t base = wave.begin->step.wave << 32;
+    std::atomic<int64_t>& taken = taken_[range].value;
+    for (int64_t seen = taken.load(std::memory_order_relaxed);;) {
+      const int64_t begin = std::max(seen, base) - base, left = tasks - begin;
+      if (left <= 0 || each * static_cast<double>(left) < worth) return;
+      const int64_t end = begin + std::min(left, std::max(least, (left + 1) / 2));
+      if (!taken.compare_exchange_weak(seen, base + end, std::memory_order_relaxed)) continue;
+      run_chunk(wave, range, begin, end, run);
+      done.tasks.fetch_add(end - begin, std::memory_order_release);
+      seen = base + end;
+    }
+  }
+  template <class Run>
+  void run_chunk(const Wave& wave, int64_t range, int64_t begin, int64_t end, const Run& run) const {
+    int64_t before = 0;
+    for (const Item* item = wave.begin; item != wave.end && before < end; ++item) {
+      const Part part = part_of(*item, range);
+      const int64_t first = std::max(begin - before, int64_t{0}), last = std::min(end - before, part.end - part.begin);
+      if (first < last) {
+        const Slice slice = item->slice(part.slice);
+        run(item->step, item->slices == 1 ? nullptr : &slice, part.begin + first, part.begin + last);
+      }
+      before += part.end - part.begin;
+    }
+  }
+
+  static void pause(int turns) {
+    if (turns >= insistence) return std::this_thread::yield();
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+
+  int64_t count_, ranges_;
   Item* items_;
+  Taken* taken_;
+  int64_t tasks_ = 0;
   double flops_ = 0;
 };
 

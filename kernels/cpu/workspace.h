@@ -7,7 +7,7 @@ namespace vitsparse::cpu {
 
 // Each purpose has memory of its own, because they are in use at the same time: a program holds its values, its schedule
 // and what a sum is made of while its kernels ask for theirs.
-enum class Purpose { kernel, program, schedule, sources, parts, count };
+enum class Purpose { kernel, program, schedule, counters, sources, parts, count };
 
 // At least `bytes` bytes, 64-byte aligned, contents undefined; valid until this thread asks again for that purpose.
 // Throws std::bad_alloc.
@@ -18,7 +18,7 @@ inline float* workspace(Purpose purpose, int64_t floats) {
 }
 template <class T>
 T* workspace_of(Purpose purpose, int64_t count) {
-  static_assert(std::is_trivially_copyable_v<T>);
+  static_assert(std::is_trivially_destructible_v<T>);
   return static_cast<T*>(workspace_bytes(purpose, count * static_cast<int64_t>(sizeof(T))));
 }
 

@@ -14,7 +14,7 @@ from vitsparse.backends import native, reference
 from vitsparse.errors import InputError
 from vitsparse.model.vit import ViT
 from vitsparse.ops.cpu_isa import using_cpu_isa
-from vitsparse.ops.run_program import run_program
+from vitsparse.ops.run_program import profile_program, run_program
 
 pytestmark = needs_cpu_ops
 
@@ -54,38 +54,58 @@ def test_a_dense_model(level, changes):
         assert error(run_program(images, program.words(), program.blob())[:, 0], exact) <= 1e-5
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_the_split_over_threads_changes_nothing(threads, count):
-    """Batches that are run together, batches that are split, and groups of images inside a share."""
+    """Batches that are run together, batches that are split, and groups of images inside a share: the same bits."""
     model = small_vit()
     program = w.write_dense(model)
     words, blob, images = program.words(), program.blob(), images_for(model, 70)
     threads(1)
     alone = torch.cat([run_program(image[None], words, blob) for image in images])
     threads(count)
-    for batch in (1, 2, 3, 4, 5, 70):
+    for batch in (1, 2, 3, 4, 5, 9, 70):
         poison((batch, 1, 7))
-        assert torch.allclose(run_program(images[:batch], words, blob), alone[:batch], atol=1e-6)
+        assert torch.equal(run_program(images[:batch], words, blob), alone[:batch])
     assert run_program(images[:0], words, blob).shape == (0, 1, 7)
 
 
-def test_large_steps_of_one_image_are_split_over_threads(threads):
-    model = small_vit(img_size=64, patch_size=8, embed_dim=128, num_heads=4, depth=1)
-    program, images = w.write_dense(model), images_for(model, 1)
-    threads(2)
+def wide_vit(**changes) -> ViT:
+    """Enough arithmetic in one image for several threads to share it."""
+    return small_vit(**{"img_size": 64, "patch_size": 8, "embed_dim": 128, "num_heads": 4, **changes})
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8])
+def test_threads_that_share_an_image_give_the_bits_of_one(threads, count, pool):
+    """As many slices of rows as threads, more threads than slices, and numbers that divide nothing."""
+    model = wide_vit(global_pool=pool)
+    program, images = w.write_dense(model), images_for(model, 7)
+    words, blob = program.words(), program.blob()
+    threads(1)
+    alone = torch.cat([run_program(image[None], words, blob) for image in images])
     with torch.no_grad():
-        exact = model.double()(images.double())
-    assert error(run_program(images, program.words(), program.blob())[:, 0], exact) <= 1e-5
+        assert error(alone[:, 0], model.double()(images.double())) <= 1e-5
+    threads(count)
+    for batch in (1, 2, 3, 7):
+        for _ in range(5):
+            assert torch.equal(run_program(images[:batch], words, blob), alone[:batch])
 
 
-def test_python_threads_may_run_programs_at_once():
-    model = small_vit()
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_python_threads_may_run_programs_at_once(threads, count):
+    """Eight of them, on one model: images that are shared, and batches that are run in groups."""
+    model = wide_vit(depth=1)
     program = w.write_dense(model)
-    words, blob, images = program.words(), program.blob(), images_for(model, 4)
-    expected = run_program(images, words, blob)
-    with ThreadPoolExecutor(4) as pool:
-        for result in pool.map(lambda _: run_program(images, words, blob), range(40)):
-            assert torch.equal(result, expected)
+    words, blob, images = program.words(), program.blob(), images_for(model, 6)
+    expected = {batch: run_program(images[:batch], words, blob) for batch in (1, 3, 6)}
+
+    def forward(batch):
+        torch.set_num_threads(count)  # a thread of Python begins with torch's default
+        return batch, run_program(images[:batch], words, blob)
+
+    with ThreadPoolExecutor(8) as pool:
+        for batch, result in pool.map(forward, [1, 3, 6] * 40):
+            assert torch.equal(result, expected[batch])
 
 
 def images_of(rows: int, width: int):
@@ -136,12 +156,139 @@ def test_sum_norm_of_nothing_but_an_offset_and_of_many_sources():
     assert error(run_program(images, p.words(), p.blob()), exact) <= 1e-5
 
 
+PARTS = [  # added, taken away, an offset, the sum stored, the sum normalised; three sources, parts from 3 on
+    ([0, 1, 2], [], True, True, True),
+    ([], [], True, False, True),
+    ([3], [1], True, True, True),
+    ([5, 0], [2, 3], False, True, False),
+    ([0, 1], [6], False, False, True),
+    ([], [2, 1], True, True, True),
+    ([], [], False, True, False),
+]
+
+
+@pytest.mark.parametrize("level", HERE)
+@pytest.mark.parametrize("width", [10, 64, 150])
+def test_sums_in_parts(level, width):
+    """Sums that add and take away sources and earlier sums; stored, normalised, or both."""
+    p, source, images, x = images_of(3, width)
+    other, constant, weight = p.slot(9, width), torch.randn(9, width), torch.randn(width, width) / 5
+    p.linear(p.view(source), p.view(other), weight)
+    terms = [x.double(), x.double() @ weight.double().T, constant.double().expand(3, 9, width)]
+    out = p.result(9, width * sum(stored + normed for *_, stored, normed in PARTS))
+    parts, exact = [], []
+    for adds, minuses, with_offset, stored, normed in PARTS:
+        offset = torch.randn(9, width) if with_offset else None
+        r = sum((terms[i] for i in adds), torch.zeros(3, 9, width).double()) - sum(terms[i] for i in minuses)
+        terms.append(r if offset is None else r + offset)
+        views = [p.view(out, col0=width * (len(exact) + i)) for i in range(stored + normed)]
+        parts.append(w.Part(adds, minuses, offset, views[0] if stored else w.NONE, views[-1] if normed else w.NONE))
+        exact += [terms[-1]] * stored + [reference.sum_norm([terms[-1]], None, 1e-5)[1]] * normed
+    p.sum_norms([p.view(source), p.view(other), p.view(p.constant(constant))], width, 1e-5, parts)
+    native.core().validate_program(p.words().numpy(), p.blob().numel())
+    with using_cpu_isa(level):
+        poison((3, 9, width * len(exact)))
+        assert error(run_program(images, p.words(), p.blob()), torch.cat(exact, -1)) <= 1e-5
+
+
+def refused(p: w.ProgramWriter, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        native.core().validate_program(p.words().numpy(), p.blob().numel())
+
+
+def test_terms_of_a_sum_must_exist():
+    for part, match in ((w.Part([2]), "index of a term: expected 0 to 1, found 2"),
+                        (w.Part([0], [-1]), "index of a term: expected 0 to 1, found -1"),
+                        (w.Part([1]), "an earlier part that stores its sum, found 1"),
+                        (w.Part([0], offset=torch.zeros(0)), None)):
+        p, source, _, _ = images_of(2, 6)
+        first, second = p.slot(4, 6), p.result(4, 6)
+        part.total = p.view(second)
+        p.sum_norms([p.view(source)], 6, 1e-5, [w.Part([0], normed=p.view(first)), part])
+        if match is None:  # an offset past the end of the weights
+            p.weights, p.stored = p.weights[:1], 16
+            match = "floats left"
+        refused(p, match)
+
+
+def two_products(reads: str, first: str, second: str) -> w.ProgramWriter:
+    """Two products in one wave, over parts of a source and of a shared slot."""
+    p, source, *_ = images_of(2, 6)
+    shared, out, weight = p.slot(4, 12), p.result(4, 6), torch.randn(6, 6)
+    views = {"source": p.view(source), "its top": p.view(source, 0, 2), "left": p.view(shared),
+             "right": p.view(shared, col0=6), "top": p.view(shared, 0, 2), "bottom": p.view(shared, 2, 2),
+             "out": p.view(out)}
+    with p.together():
+        p.linear(views[reads], views[first], weight)
+        p.linear(views[reads], views[second], weight)
+    return p
+
+
+@pytest.mark.parametrize("views", [("source", "left", "right"), ("its top", "top", "bottom"),
+                                   ("source", "out", "left")])
+def test_steps_of_one_wave_may_share_what_they_read(views):
+    p = two_products(*views)
+    assert native.core().validate_program(p.words().numpy(), p.blob().numel())["waves"] == 3
+
+
+@pytest.mark.parametrize("views", [("source", "left", "left"), ("source", "out", "out"), ("its top", "top", "top")])
+def test_steps_of_one_wave_must_leave_each_other_alone(views):
+    refused(two_products(*views), r"step 3 \(LINEAR\), destination: expected memory that no other step of the wave "
+                                  r"touches, and step 2 does|step 2 .* and step 3 does")
+
+
+def test_slots_that_overlap_in_memory_are_one_another():
+    p = two_products("source", "out", "left")
+    p.slots[2] = (w.ARENA, p.slots[1][1] + 16, 4, 12)
+    refused(p, "destination: expected memory that")
+
+
+@pytest.mark.parametrize(("step", "wave", "expected"), [(0, 1, "0 to 0"), (1, 2, "0 to 1"), (2, 0, "1 to 2"),
+                                                        (2, -1, "1 to 2"), (2, 4, "1 to 2")])
+def test_waves_are_numbered_through(step, wave, expected):
+    p, source, *_ = images_of(2, 6)
+    p.linear(p.view(source), p.view(p.result(4, 6)), torch.randn(6, 6))
+    p.steps[step][1] = wave
+    refused(p, rf"step {step} \(\w+\), wave: expected {expected}, found {wave}")
+
+
+def test_a_source_that_a_part_overwrites_is_gone_for_the_next():
+    p, source, images, x = images_of(2, 6)
+    here, out = p.view(source), p.result(4, 6)
+    p.sum_norms([here], 6, 1e-5, [w.Part([0, 0], total=here), w.Part([1], total=p.view(out))])
+    native.core().validate_program(p.words().numpy(), p.blob().numel())
+    assert error(run_program(images, p.words(), p.blob()), 2 * x.double()) <= 1e-6
+    p.steps.pop()
+    p.sum_norms([here], 6, 1e-5, [w.Part([0, 0], total=here), w.Part([0], total=p.view(out))])
+    refused(p, "a source that no earlier part overwrites")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_profile_has_a_time_for_each_wave(threads, batch):
+    model = wide_vit(depth=1)
+    program, images = w.write_dense(model), images_for(model, batch)
+    words, blob = program.words(), program.blob()
+    for count in (1, 2):
+        threads(count)
+        times = profile_program(images, words, blob, repeats=3)
+        assert times.dtype == torch.float64
+        assert times.shape == (native.core().validate_program(words.numpy(), blob.numel())["waves"],)
+        assert bool((times >= 0).all())
+        assert 0 < times.sum() < 1e7
+    with pytest.raises(InputError, match="at least 1"):
+        profile_program(images, words, blob, repeats=0)
+    with pytest.raises(InputError, match="floats left"):
+        profile_program(images, words, blob[:100])
+
+
 @opcheck_reads_grad
 def test_registration_passes_opcheck():
     model = small_vit(depth=1)
     program = w.write_dense(model)
     arguments = (images_for(model, 2), program.words(), program.blob())
     torch.library.opcheck(torch.ops.vitsparse.run_program.default, arguments,
+                          test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(torch.ops.vitsparse.profile_program.default, (*arguments, 2),
                           test_utils=("test_schema", "test_faketensor"))
 
 
