@@ -13,7 +13,7 @@ from ..circuit.liveness import depends_on_input, reaches_logits
 from ..model.config import ViTConfig
 from .plan import dense_flops
 
-WIDTHS, DEPTHS, SIDES = (64, 128, 192, 256, 384), (2, 3, 4, 6, 8), (4, 5, 7, 8, 10, 12, 14)
+WIDTHS, DEPTHS, SIDES = (64, 128, 192, 256, 384), (2, 3, 4, 6, 8, 10), (4, 5, 7, 8, 10, 12, 14)
 PATCHES, HEAD_WIDTHS, CLASSES = (4, 8, 16), (32, 64), (10, 200, 1000)
 KINDS = ("full", "dead nodes", "lean", "cut edges", "cut edges", "dead nodes and cut edges", "dead nodes and cut edges")
 LARGEST = 1.4e9
