@@ -33,7 +33,9 @@ inline double flops(const SumNorm& op) {
 inline double flops(const CutPatches& op) {
   return flops_per_element * static_cast<double>(op.images * op.rows * op.channels) * (op.patch * op.patch);
 }
-inline double flops(const MeanRows& op) { return flops_per_element * static_cast<double>(op.images * op.rows * op.width); }
+inline double flops(const MeanRows& op) {
+  return flops_per_element * static_cast<double>(op.images * op.rows * op.width);
+}
 inline double flops(const Fill& op) { return flops_per_element * static_cast<double>(op.images * op.rows * op.width); }
 
 inline int64_t tasks(const Linear& op) { return linear_tasks(op); }

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <exception>
+#include <mutex>
+#include <vector>
 
 #include "kernels/cpu/program_format.h"
 #include "kernels/cpu/program_machine.h"
@@ -95,11 +97,16 @@ void run_groups(const ProgramRun& run, int64_t begin, int64_t end, const Threads
   const int64_t rounds = (images + together * threads.count - 1) / (together * threads.count);
   const int64_t groups = std::min(images, rounds * threads.count);
   std::atomic<int64_t> next{0};
+  std::mutex adding;
   Failure failure;
-  const auto body = [&](int64_t first, int64_t) {
+  const auto body = [&](int64_t, int64_t) {
     failure.guard([&] {
+      std::vector<double> waves(run.waves ? format::wave_count(run.program) : 0);  // empty but for a profile
+      double* times = waves.empty() ? nullptr : waves.data();
       for (int64_t g; (g = next.fetch_add(1, std::memory_order_relaxed)) < groups;)
-        run_group(run, begin + images * g / groups, begin + images * (g + 1) / groups, first ? nullptr : run.waves);
+        run_group(run, begin + images * g / groups, begin + images * (g + 1) / groups, times);
+      const std::lock_guard<std::mutex> lock(adding);
+      for (size_t w = 0; w < waves.size(); ++w) run.waves[w] += waves[w] / static_cast<double>(threads.count);
     });
   };
   if (threads.count == 1) body(0, 1);

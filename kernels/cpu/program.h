@@ -49,7 +49,9 @@ struct ProgramRun {
   const float* images;   // [batch, channels, image_size, image_size]
   float* result;         // [batch, rows, width]
   int64_t batch;
-  double* waves = nullptr;  // if not null: the microseconds of each wave, as the calling thread sees them, are added
+  // If not null: the microseconds of each wave are added here; as the calling thread sees them, or the mean over the
+  // threads where these run apart.
+  double* waves = nullptr;
 };
 
 // Allocates nothing after the first call on a thread with programs of this size. The result does not depend on the

@@ -104,6 +104,12 @@ void for_each_step(Words program, const Body& body) {
   }
 }
 
+inline int64_t wave_count(Words program) {
+  int64_t count = 0;
+  for_each_step(program, [&](const Step& step) { count = step.wave + 1; });
+  return count;
+}
+
 inline View source_of_sum(const int64_t* operands, int64_t i) {
   return read<View>(operands + words_of<SumNorm> + i * words_of<View>);
 }

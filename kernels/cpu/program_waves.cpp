@@ -128,7 +128,8 @@ class WaveChecker {
     const Access& other = a.written ? b : a;
     if (a.step != b.step) refuse(writer.step, writer.op, "destination", touched_by(other.step), writer.view.slot);
     const bool in_place = writer.op == Op::sum_norm && !other.written && same(a.view, b.view);
-    if (!in_place) refuse(writer.step, writer.op, "destination", "memory that the step does not read", writer.view.slot);
+    if (in_place) return;
+    refuse(writer.step, writer.op, "destination", "memory that the step does not read", writer.view.slot);
   }
   static std::string touched_by(int64_t step) {
     return "memory that no other step of the wave touches, and step " + std::to_string(step) + " does: a slot";

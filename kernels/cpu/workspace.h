@@ -5,8 +5,8 @@
 
 namespace vitsparse::cpu {
 
-// Each purpose has memory of its own, because they are in use at the same time: a program holds its values, its schedule
-// and what a sum is made of while its kernels ask for theirs.
+// Each purpose has memory of its own, because they are in use at the same time: a program holds its values, its
+// schedule, and what a sum is made of, while its kernels ask for theirs.
 enum class Purpose { kernel, program, schedule, counters, sources, parts, count };
 
 // At least `bytes` bytes, 64-byte aligned, contents undefined; valid until this thread asks again for that purpose.

@@ -34,7 +34,7 @@ def profile_program(images: Tensor, program: Tensor, weights: Tensor, repeats: i
     """Microseconds of each wave of ``program``, float64 [waves]: the median over ``repeats`` runs of the whole program.
 
     As the calling thread sees them, from the end of the wave before to the end of this one; where a batch is run in
-    groups of images, the sum over the groups that fell to the calling thread. Arguments and errors are those of
+    groups of images, summed over groups and divided by the threads. Arguments and errors are those of
     :func:`run_program`; ``repeats`` is at least 1.
     """
     expect(repeats >= 1, "profile_program: repeats", "at least 1", repeats)
