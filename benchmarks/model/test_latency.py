@@ -1,63 +1,66 @@
-"""Latency of dense and sparse ViTs (`make bench`, or pytest as the Makefile calls it on this folder alone).
+"""The candidates and rows of `python -m benchmarks.model` under pytest-benchmark (`make bench`).
 
-Rows of one group (model, batch) compare with each other: each has its quartiles over the same run, with machine,
-commit and share of the FLOPs in ``extra_info``. On a machine with a GPU the models run there.
+``test_candidate`` times each alone: rows of one group (model, batch) compare roughly. ``test_row`` times ours and what
+it is compared with in turn, as the table does; ratio, target and whether it is met are in ``extra_info``.
 """
 
 from __future__ import annotations
 
 import functools
-import warnings
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks.model.candidates import DENSE, REMOVED, UNDER_MEAN, Candidates, threads_of
 from benchmarks.model.circuits import named_circuits
-from vitsparse import Ablation, InputError, SparseViT, create_model, sparsify
-from vitsparse.compiler import dense_flops
-from vitsparse.evaluation.baselines import BASELINES
-from vitsparse.evaluation.latency import machine_facts
-from vitsparse.model.vit import ViT
+from benchmarks.model.targets import BATCHES, MODEL, ROWS, compare
+from vitsparse import InputError
+from vitsparse.evaluation.latency import machine_facts, measure_rounds
 
-MODELS = {"p8 d128 l6 h4": "vit_tiny_imagenet_p8_d128_l6_h4", "p8 d256 l12 h8": "vit_tiny_imagenet_p8_d256_l12_h8"}
-CIRCUITS = ("full", "half", "third", "lean", "mixed", "edges50", "found")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NAMES = (*DENSE, *(f"C {name}" for name in REMOVED), "E eager", "E compile", *named_circuits(12, 8),
+         *(f"{name}, mean" for name in UNDER_MEAN))
+candidates = functools.cache(functools.partial(Candidates, MODEL))
 
 
 @functools.cache
-def dense_model(name: str) -> ViT:
-    return create_model(MODELS[name], num_classes=200).eval().to(DEVICE)
+def runner(batch: int, name: str):
+    return candidates(batch).make(name)
 
 
-def sparse_model(model: ViT, circuit_name: str) -> SparseViT:
-    circuit = named_circuits(model.depth, model.num_heads)[circuit_name]
-    return sparsify(model, circuit, ablation=Ablation.zero(model, circuit.graph)).eval()
+def runner_or_skip(batch: int, name: str):
+    try:
+        return runner(batch, name)
+    except InputError as error:
+        pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("what", [*BASELINES, *CIRCUITS])
-@pytest.mark.parametrize("batch", [1, 32])
-@pytest.mark.parametrize("name", MODELS)
-def test_latency(benchmark, name, batch, what):
-    benchmark.group = f"{name}, batch {batch}"
-    model, images = dense_model(name), torch.randn(batch, 3, 64, 64, device=DEVICE)
-    benchmark.extra_info.update(machine_facts(), batch=batch, dtype="float32", what=what)
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if what in BASELINES:
-            try:
-                run = BASELINES[what](model, images)
-            except InputError as error:
-                pytest.skip(str(error))
-        else:
-            if what not in named_circuits(model.depth, model.num_heads):
-                pytest.skip("the circuit is of a model of another shape")
-            sparse = sparse_model(model, what)
-            benchmark.extra_info["flops_share"] = sparse.plan.flops / dense_flops(model.config)
-            run = functools.partial(sparse, images)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_candidate(benchmark, batch, name):
+    run = runner_or_skip(batch, name)
+    benchmark.group = f"{MODEL}, batch {batch}"
+    benchmark.extra_info.update(machine_facts(), batch=batch, dtype="float32", what=name)
+    benchmark.extra_info.update(threads=threads_of(run), flops_share=candidates(batch).flops.get(name))
+    with torch.inference_mode():
+        benchmark.pedantic(run, rounds=20, warmup_rounds=3)
 
-        def timed() -> None:
-            run()
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
 
-        benchmark.pedantic(timed, rounds=30, warmup_rounds=5)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_row(benchmark, batch, row):
+    """Before each call of ours, one call of each rival is timed."""
+    ours = runner_or_skip(batch, row.ours)
+    rivals = {name: runner_or_skip(batch, name) for name in row.rivals(dict.fromkeys(NAMES))}
+    before: list[dict[str, np.ndarray]] = []
+
+    def time_rivals() -> None:
+        before.append(measure_rounds(rivals, warmup=0, repeats=1, min_seconds=0))
+
+    benchmark.group = f"rows, batch {batch}"
+    with torch.inference_mode():
+        benchmark.pedantic(ours, setup=time_rivals, rounds=20, warmup_rounds=3)
+    mine = np.array(benchmark.stats.stats.data) * 1e3
+    times = {name: np.concatenate([taken[name] for taken in before[-len(mine):]]) for name in rivals}
+    (found,) = compare((row,), batch, {**times, row.ours: mine})
+    benchmark.extra_info.update(machine_facts(), dtype="float32", **found)
