@@ -90,13 +90,15 @@ def time_waves(sample: Sample, threads: int, seconds: float) -> list[Timing]:
 
 
 def wave_microseconds(plan: Plan, program: Program, batch: int, seconds: float) -> np.ndarray:
-    """Medians of the time of each wave of ``plan``."""
+    """Medians of the time of each wave of ``plan``, all longer by as much as the median of whole runs is: in most runs
+    some wave takes longer than usual."""
     inputs = random_images(plan.config, batch), program.code, program.blob
     once = min(float(profile_program(*inputs, 1).sum()) for _ in range(3))
     repeats = min(max(LEAST_REPEATS, round(seconds * 1e6 / max(once, 1.0))), MOST_REPEATS)
-    found = profile_program(*inputs, repeats).numpy()
-    more = len(found) - len(plan.waves)  # cutting images into patches is a wave of its own, before the first
-    return np.append(found[: more + 1].sum(), found[more + 1:])
+    runs = np.stack([profile_program(*inputs, 1).numpy() for _ in range(repeats)])
+    medians = np.median(runs, axis=0) * np.median(runs.sum(1)) / np.median(runs, axis=0).sum()
+    more = len(medians) - len(plan.waves)  # cutting images into patches is a wave of its own, before the first
+    return np.append(medians[: more + 1].sum(), medians[more + 1:])
 
 
 def time_call(depth: int, batch: int, seconds: float) -> tuple[Plan, float]:
