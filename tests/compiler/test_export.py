@@ -68,7 +68,7 @@ def operators() -> Case:
     return found
 
 
-AVERAGE = replace(CONFIG, global_pool="avg", init_values=None)
+AVERAGE = replace(SMALL, global_pool="avg", init_values=None)
 CASES: dict[str, tuple[Callable[[], Case], str, dict]] = {
     "qkv with a constant pattern": (constant_pattern, "onnx", {}),
     "head, MLP groups, LayerScale, any batch": (partial(random_case, "head", 2, config=SMALL), "onnx",
