@@ -33,8 +33,8 @@ std::tuple<Tensor, Tensor> sum_norm(std::vector<Tensor> senders, const std::opti
   const auto count = static_cast<int64_t>(sources.size());
   std::vector<int64_t> all(sources.size());
   std::iota(all.begin(), all.end(), 0);
-  const cpu::SumPart part{all.data(), count, nullptr, 0, offset ? data_of(constant) : nullptr, mutable_rows_of(sum),
-                          mutable_rows_of(normed)};
+  const cpu::SumPart part{all.data(), count, nullptr, 0, offset ? data_of(constant) : nullptr, width,
+                          mutable_rows_of(sum), mutable_rows_of(normed)};
   const cpu::SumNorm op{sources.data(), count, &part, 1, images, rows, width, static_cast<float>(eps)};
   run_tasks(op, cpu::sum_norm);
   return {sum, normed};

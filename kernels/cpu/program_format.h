@@ -35,9 +35,9 @@ struct Linear {  // dst = activation(src W^T + bias) (+ dst); bias_offset -1: no
 struct SumNorm {  // then `sources` views, then `parts` parts
   int64_t sources, parts, width, eps_bits;
 };
-struct SumPart {  // sum and its norm, each if wanted; offset_offset -1: none. Then the indices of what is added, then
-  int64_t adds, minuses, offset_offset;  // of what is taken away: source i, or i - sources: the sum of an earlier part
-  View sum, normed;
+struct SumPart {  // sum and its norm, each if wanted; offset_offset -1: none; offset_rows 1, or one for each row
+  int64_t adds, minuses, offset_offset, offset_rows;
+  View sum, normed;  // then the indices of what is added and of what is taken away: source i, or an earlier part's sum
 };
 struct Attention {  // heads side by side in the columns of each view
   View q, k, v, dst;

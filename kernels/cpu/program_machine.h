@@ -167,8 +167,10 @@ class Machine {
     auto* parts = workspace_of<SumPart>(Purpose::parts, s.parts);
     auto* next = parts;
     format::for_each_part(operands, [&](const format::SumPart& part, const int64_t* terms) {
-      const float* offset = part.offset_offset == -1 ? nullptr : weights_ + part.offset_offset + first * s.width;
-      *next++ = {terms, part.adds, terms + part.adds, part.minuses, offset, rows_in(part.sum), rows_in(part.normed)};
+      const int64_t stride = part.offset_rows == 1 ? 0 : s.width;
+      const float* offset = part.offset_offset == -1 ? nullptr : weights_ + part.offset_offset + first * stride;
+      *next++ = {terms, part.adds, terms + part.adds, part.minuses, offset, stride, rows_in(part.sum),
+                 rows_in(part.normed)};
     });
     sum_ = {sources, s.sources, parts, s.parts, images_, slice ? slice->count : rows_of_sum(operands), s.width,
             format::float_of_bits(s.eps_bits)};

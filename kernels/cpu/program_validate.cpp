@@ -189,7 +189,9 @@ class Validator {
       check_written(written, width);
       require_equal("rows of the destination", rows, written.rows);
     }
-    if (part.offset_offset != -1) require_weights("offset", part.offset_offset, rows * width);
+    if (part.offset_offset == -1) return;
+    if (part.offset_rows != 1) require_equal("offset rows (if not 1)", rows, part.offset_rows);
+    require_weights("offset", part.offset_offset, part.offset_rows * width);
   }
 
   void check(const format::Attention& s) const {

@@ -12,7 +12,8 @@ struct SumPart {
   int64_t add_count;
   const int64_t* minuses;
   int64_t minus_count;
-  const float* offset;  // [rows, width], or null
+  const float* offset;  // null, or row r gets offset + r * offset_stride
+  int64_t offset_stride;
   MutableRows sum;      // data null: not wanted. It may be a source, but none that a later part reads.
   MutableRows normed;   // data null: not wanted; at least one of the two is
 };

@@ -88,7 +88,7 @@ struct SumBuffers {
     for (int64_t p = 0; p < op.part_count; ++p) {
       const SumPart& part = op.parts[p];
       PartRow& row = parts[p];
-      row.offset = part.offset ? part.offset + r * op.width : nullptr;
+      row.offset = part.offset ? part.offset + r * part.offset_stride : nullptr;
       row.normed = part.normed.data ? part.normed.row(image, r) : nullptr;
       row.sum = part.sum.data ? part.sum.row(image, r) : row.normed;
       Vec::set(0.f).store(row.total);

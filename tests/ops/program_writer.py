@@ -101,7 +101,9 @@ class ProgramWriter:
         words: list[int | tuple[int, ...]] = []
         for part in parts:
             stored = -1 if part.offset is None else self.store(part.offset.detach())
-            words += [len(part.adds), len(part.minuses), stored, part.total, part.normed, *part.adds, *part.minuses]
+            rows = 1 if part.offset is None or part.offset.dim() == 1 else len(part.offset)
+            words += [len(part.adds), len(part.minuses), stored, rows, part.total, part.normed]
+            words += [*part.adds, *part.minuses]
         self.step(SUM_NORM, len(sources), len(parts), width, bits(eps), *sources, *words)
 
     def words(self) -> Tensor:

@@ -156,13 +156,13 @@ def test_sum_norm_of_nothing_but_an_offset_and_of_many_sources():
     assert error(run_program(images, p.words(), p.blob()), exact) <= 1e-5
 
 
-PARTS = [  # added, taken away, an offset, the sum stored, the sum normalised; three sources, parts from 3 on
+PARTS = [  # added, taken away, an offset (a row for each, or one), sum stored, sum normalised; three sources, parts from 3 on
     ([0, 1, 2], [], True, True, True),
     ([], [], True, False, True),
     ([3], [1], True, True, True),
     ([5, 0], [2, 3], False, True, False),
     ([0, 1], [6], False, False, True),
-    ([], [2, 1], True, True, True),
+    ([], [2, 1], "alike", True, True),
     ([], [], False, True, False),
 ]
 
@@ -178,7 +178,7 @@ def test_sums_in_parts(level, width):
     out = p.result(9, width * sum(stored + normed for *_, stored, normed in PARTS))
     parts, exact = [], []
     for adds, minuses, with_offset, stored, normed in PARTS:
-        offset = torch.randn(9, width) if with_offset else None
+        offset = torch.randn(*([] if with_offset == "alike" else [9]), width) if with_offset else None
         r = sum((terms[i] for i in adds), torch.zeros(3, 9, width).double()) - sum(terms[i] for i in minuses)
         terms.append(r if offset is None else r + offset)
         views = [p.view(out, col0=width * (len(exact) + i)) for i in range(stored + normed)]
@@ -200,7 +200,8 @@ def test_terms_of_a_sum_must_exist():
     for part, match in ((w.Part([2]), "index of a term: expected 0 to 1, found 2"),
                         (w.Part([0], [-1]), "index of a term: expected 0 to 1, found -1"),
                         (w.Part([1]), "an earlier part that stores its sum, found 1"),
-                        (w.Part([0], offset=torch.zeros(0)), None)):
+                        (w.Part([0], offset=torch.zeros(3, 6)), "offset rows .if not 1.: expected 4, found 3"),
+                        (w.Part([0], offset=torch.zeros(4, 0)), None)):
         p, source, _, _ = images_of(2, 6)
         first, second = p.slot(4, 6), p.result(4, 6)
         part.total = p.view(second)

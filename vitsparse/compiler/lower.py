@@ -178,7 +178,7 @@ class _Lowering:
         parts: list[int] = []
         for position, part in enumerate(step.parts):
             adds, minuses = ([index[view] for view in views] for views in (part.senders, part.minus))
-            parts += [len(adds), len(minuses), self._offset(part), *self._view(part.total), *self._view(part.normed),
+            parts += [len(adds), len(minuses), *self._offset(part), *self._view(part.total), *self._view(part.normed),
                       *adds, *minuses]
             if part.total is not None:
                 index[part.total] = len(sources) + position
@@ -186,13 +186,16 @@ class _Lowering:
         self._step(SUM_NORM, [len(sources), len(step.parts), step.out.width, float_bits(self.plan.config.norm_eps),
                               *views, *parts])
 
-    def _offset(self, step: SumNorm) -> int:
-        """Offset and the b_O before a reader are one constant [rows, D]."""
+    def _offset(self, step: SumNorm) -> tuple[int, int]:
+        """Where offset and the b_O before a reader lie, as one constant, and its rows: the b_O alone are one row."""
         terms = [scaled_output_bias(self.parameters, layer).double() for layer in step.biases]
         rows = step.out.rows
         if step.offset is not None:
             terms.append(self.constants[step.offset][rows[0]: rows[1]].double())
-        return self.blob.add(sum(terms[1:], terms[0]).expand(length(rows), -1)) if terms else -1
+        if not terms:
+            return -1, 1
+        total = sum(terms[1:], terms[0])
+        return self.blob.add(total), len(total) if total.ndim == 2 else 1
 
     def attention(self, step: Attention) -> None:
         views = [word for view in (step.q, step.k, step.v, step.out) for word in self._view(view)]
