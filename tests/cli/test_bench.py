@@ -12,6 +12,7 @@ from vitsparse.cli import bench, main
 from vitsparse.cli.bench import BASELINE, named
 from vitsparse.compiler.cost import CostModel, default_file
 from vitsparse.compiler.cost_features import FEATURES, Caches
+from vitsparse.compiler.cost_samples import samples
 from vitsparse.errors import InputError
 
 FAST = ["--bench.batches", "1", "3", "--bench.repeats", "2", "--bench.min_seconds", "0", "--bench.baselines", "eager",
@@ -115,6 +116,7 @@ def test_threads_are_set_for_the_measurement_alone(time, table, monkeypatch):
 def test_a_check_compares_predictions_with_models_that_run(time, table, monkeypatch, capsys):
     monkeypatch.setattr("vitsparse.compiler.cost_samples.WIDTHS", (64,))
     monkeypatch.setattr("vitsparse.compiler.cost_samples.SIDES", (4,))
+    monkeypatch.setattr("vitsparse.compiler.cost_check.REFERENCE", next(samples(0)).config)
     table.save(default_file(table.threads))
     rows = time("--check", "--circuits", "2")["check"]
     assert [row["batch"] for row in rows] == [1, 3, 1, 3]

@@ -189,6 +189,7 @@ def small(monkeypatch):
     for name, value in sizes.items():
         monkeypatch.setattr(f"vitsparse.compiler.cost_samples.{name}", value)
     monkeypatch.setattr(cost_table, "LEAST_REPEATS", 2)
+    monkeypatch.setattr("vitsparse.compiler.cost_check.REFERENCE", CONFIG)
 
 
 @needs_cpu
@@ -223,6 +224,7 @@ def test_predictions_are_compared_with_models_that_run(small):
     assert [row["batch"] for row in rows] == [1, 3, 1, 3]
     assert all(row["measured_us"] > 0 and row["predicted_us"] > 0 for row in rows)
     assert len({row["circuit"] for row in rows}) == 2
+    assert [row["circuit"].startswith("17x24, 2 layers of 3 heads") for row in rows] == [False, False, True, True]
     with pytest.raises(InputError, match="another number of threads"):
         next(check_predictions(CostModel(table().prices, torch.get_num_threads() + 1, CACHES, {}), 1))
 

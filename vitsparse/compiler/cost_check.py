@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -20,19 +20,23 @@ from .cost_samples import Sample, samples
 from .sparse_vit import SparseViT, sparsify
 
 SEED = 1_000_000  # far from that of the circuits that tables are made from
+REFERENCE = ViTConfig(img_size=64, patch_size=8, embed_dim=256, depth=12, num_heads=8, num_classes=200)
+"""Deeper than any model that tables are made from."""
 
 
 def check_predictions(table: CostModel, circuits: int, *, batches: Sequence[int] = (1, 32), seed: int = 0,
                       config: ViTConfig | None = None, min_seconds: float = 0.5) -> Iterator[dict[str, Any]]:
-    """For each of ``circuits`` random circuits (of ``config``, or of random shapes) and each batch size: ``circuit``,
-    ``batch``, ``predicted_us`` and ``measured_us``, the median of calls of the compiled model on the CPU.
+    """For each of ``circuits`` random circuits and each batch size: ``circuit``, ``batch``, ``predicted_us`` and
+    ``measured_us``, the median of calls of the compiled model on the CPU. The circuits are of ``config``; if that is
+    None, every second one is of :data:`REFERENCE` and the others of random shapes.
 
     Uses as many threads as torch has; raises :class:`InputError` where the table is for another number of them.
     """
     if table.threads != torch.get_num_threads():
         raise InputError("the cost table is for another number of threads", where="table",
                          expected=torch.get_num_threads(), found=table.threads)
-    for sample in islice(samples(SEED + seed, config), circuits):
+    drawn = (samples(SEED + seed, shape) for shape in ((None, REFERENCE) if config is None else (config,)))
+    for sample in islice(chain.from_iterable(zip(*drawn, strict=True)), circuits):
         model = compiled(sample)
         for batch in batches:
             images = torch.randn(batch, sample.config.in_chans, sample.config.img_size, sample.config.img_size)
