@@ -20,7 +20,7 @@ from torch import Tensor
 from ..plan import Plan
 from ..steps import Range, Step, SumNorm, View
 
-STAGES_PREPARED = (1, 2, 4, 6)
+STAGES_PREPARED = (1, 2, 4)
 STAGES_BACK = 8
 """How far back a sum looks for one to start from: what is older shares less, and compile time stays in proportion."""
 
@@ -33,7 +33,7 @@ class SumCost:
     """The first use of a value by the sums of a stage."""
     store: float = 1.0
     """Writing a sum for later."""
-    term: float = 0.15
+    term: float = 0.5
     """Adding a value to a sum, or taking it away."""
 
 
