@@ -1,8 +1,8 @@
 // Body of sum_norm for one instruction set; include after one of the vec_*.h files.
 //
-// A row is made 64 columns at a time: those of all sources fit the L1 cache, where the second part and the later ones
-// find them. Mean and variance are taken from each summed row, which is then in the L1 cache, in two passes:
-// E[r^2] - E[r]^2 would cancel where the mean is large.
+// Several parts make a row together, a few columns at a time: those of all sources fit the L1 cache, where the second part
+// and the later ones find them. Mean and variance are taken in two passes: E[r^2] - E[r]^2 would cancel where the mean
+// is large.
 #pragma once
 #include "kernels/cpu/sum_norm.h"
 #include "kernels/cpu/workspace.h"
@@ -25,56 +25,88 @@ inline void for_each_vector(int64_t c, int64_t width, const Body& body) {
 // A row of one part while it is made.
 struct PartRow {
   const float* offset;
-  float* sum;    // where the normalised row will be, if the sum itself is not wanted
+  float* sum;  // where the normalised row will be, if the sum itself is not wanted
   float* normed;
-  float total[Vec::W];
+  float total;
 };
 
-// Columns that are summed at once: enough chains of additions to hide their latency.
-constexpr int64_t columns_together = 8 * Vec::W < 64 ? 8 * Vec::W : 64;
+// Vectors that are summed at once: four cache lines, or as many as there are registers for.
+constexpr int vectors_together = 8 * Vec::W < 64 ? 8 : 64 / Vec::W;
+constexpr int64_t columns_together = vectors_together * Vec::W;
 
-// N vectors of a part's row, from column c on. `rows`: the row of each source, then of each part's sum.
-template <int N, class Load, class Store>
-inline void sum_columns(const SumPart& part, const float* const* rows, PartRow& row, int64_t c, Load load, Store store) {
+// N vectors of a part's row, from column c on; returns their sum. row_of(i): the row of source or sum i.
+template <int N, class RowOf, class Load, class Store>
+inline Vec sum_vectors(const SumPart& part, RowOf row_of, const PartRow& row, int64_t c, Load load, Store store) {
   constexpr int W = Vec::W;
   Vec x[N];
   for (int j = 0; j < N; ++j) x[j] = row.offset ? load(row.offset + c + j * W) : Vec::set(0.f);
-  int64_t i = 0;
-  for (; i + 2 <= part.add_count; i += 2) {  // in pairs: half as long a chain
-    const float *a = rows[part.adds[i]] + c, *b = rows[part.adds[i + 1]] + c;
-    for (int j = 0; j < N; ++j) x[j] = x[j] + (load(a + j * W) + load(b + j * W));
-  }
-  for (; i < part.add_count; ++i) {
-    const float* a = rows[part.adds[i]] + c;
+  for (int64_t i = 0; i < part.add_count; ++i) {
+    const float* a = row_of(part.adds[i]) + c;
     for (int j = 0; j < N; ++j) x[j] = x[j] + load(a + j * W);
   }
-  for (i = 0; i < part.minus_count; ++i) {
-    const float* a = rows[part.minuses[i]] + c;
+  for (int64_t i = 0; i < part.minus_count; ++i) {
+    const float* a = row_of(part.minuses[i]) + c;
     for (int j = 0; j < N; ++j) x[j] = x[j] - load(a + j * W);
   }
-  Vec total = Vec::load(row.total);
-  for (int j = 0; j < N; ++j) {
-    store(x[j], row.sum + c + j * W);
-    total = total + x[j];
-  }
-  total.store(row.total);
+  for (int j = 0; j < N; ++j) store(x[j], row.sum + c + j * W);
+#pragma GCC unroll 4
+  for (int n = N / 2; n > 0; n /= 2)
+#pragma GCC unroll 4
+    for (int j = 0; j < n; ++j) x[j] = x[j] + x[j + n];
+  return x[0];
 }
 
-inline void normalise(const float* row, int64_t width, Vec total, float eps, float* out) {
-  const Vec mean = Vec::set(sum(total) / static_cast<float>(width));
-  Vec squares = Vec::set(0.f);
-  for_each_vector(0, width, [&](int64_t c, auto load, auto, int lanes) {
-    const Vec d = keep_first(load(row + c) - mean, lanes, Vec::set(0.f));
-    squares = fma(d, d, squares);
+template <class RowOf>
+inline float sum_columns(const SumPart& part, RowOf row_of, const PartRow& row, int64_t begin, int64_t end) {
+  const auto load = [](const float* x) { return Vec::load(x); };
+  const auto store = [](Vec x, float* out) { x.store(out); };
+  Vec total = Vec::set(0.f);
+  int64_t c = begin;
+  for (; c + columns_together <= end; c += columns_together)
+    total = total + sum_vectors<vectors_together>(part, row_of, row, c, load, store);
+  for_each_vector(c, end, [&](int64_t column, auto load_some, auto store_some, int) {
+    total = total + sum_vectors<1>(part, row_of, row, column, load_some, store_some);
   });
-  const Vec scale = Vec::set(1.f / __builtin_sqrtf(sum(squares) / static_cast<float>(width) + eps));
+  return sum(total);
+}
+
+inline void normalise(const PartRow& row, int64_t width, float eps) {
+  const Vec mean = Vec::set(row.total / static_cast<float>(width)), none = Vec::set(0.f);
+  Vec squares[4] = {none, none, none, none};  // as many chains of additions
+  int64_t first = 0;
+  for (; first + 4 * Vec::W <= width; first += 4 * Vec::W)
+    for (int j = 0; j < 4; ++j) {
+      const Vec d = Vec::load(row.sum + first + j * Vec::W) - mean;
+      squares[j] = fma(d, d, squares[j]);
+    }
+  for_each_vector(first, width, [&](int64_t c, auto load, auto, int lanes) {
+    const Vec d = keep_first(load(row.sum + c) - mean, lanes, none);
+    squares[0] = fma(d, d, squares[0]);
+  });
+  const float variance = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / static_cast<float>(width);
+  const Vec scale = Vec::set(1.f / __builtin_sqrtf(variance + eps));
   for_each_vector(0, width, [&](int64_t c, auto load, auto store, int) {
-    store((load(row + c) - mean) * scale, out + c);
+    store((load(row.sum + c) - mean) * scale, row.normed + c);
   });
+}
+
+inline PartRow begin_row(const SumPart& part, int64_t image, int64_t r) {
+  float* normed = part.normed.data ? part.normed.row(image, r) : nullptr;
+  float* sum = part.sum.data ? part.sum.row(image, r) : normed;
+  return {part.offset ? part.offset + r * part.offset_stride : nullptr, sum, normed, 0.f};
+}
+
+inline void sum_norm_of_one(const SumNorm& op, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t image = task / op.rows, r = task % op.rows;
+    PartRow row = begin_row(*op.parts, image, r);
+    row.total = sum_columns(*op.parts, [&](int64_t s) { return op.sources[s].row(image, r); }, row, 0, op.width);
+    if (row.normed) normalise(row, op.width, op.eps);
+  }
 }
 
 struct SumBuffers {
-  const float** rows;
+  const float** rows;  // of each source, then of each part's sum
   PartRow* parts;
   explicit SumBuffers(const SumNorm& op) {
     using namespace vitsparse::cpu;
@@ -83,39 +115,43 @@ struct SumBuffers {
     parts = static_cast<PartRow*>(workspace_bytes(Purpose::kernel, parts_size + rows_size));
     rows = reinterpret_cast<const float**>(parts + op.part_count);
   }
-  void begin_row(const SumNorm& op, int64_t image, int64_t r) const {
+  void begin(const SumNorm& op, int64_t image, int64_t r) const {
     for (int64_t s = 0; s < op.count; ++s) rows[s] = op.sources[s].row(image, r);
     for (int64_t p = 0; p < op.part_count; ++p) {
-      const SumPart& part = op.parts[p];
-      PartRow& row = parts[p];
-      row.offset = part.offset ? part.offset + r * part.offset_stride : nullptr;
-      row.normed = part.normed.data ? part.normed.row(image, r) : nullptr;
-      row.sum = part.sum.data ? part.sum.row(image, r) : row.normed;
-      Vec::set(0.f).store(row.total);
-      rows[op.count + p] = row.sum;
+      parts[p] = begin_row(op.parts[p], image, r);
+      rows[op.count + p] = parts[p].sum;
     }
   }
 };
 
-inline void sum_norm_impl(const SumNorm& op, int64_t begin, int64_t end) {
+// Asks for the columns from c on of this part's share of the sources: no processor follows so many streams by itself.
+inline void fetch_columns(const SumNorm& op, const float* const* rows, int64_t part, int64_t c) {
+  const int64_t next = op.count * (part + 1) / op.part_count;
+  for (int64_t s = op.count * part / op.part_count; s < next; ++s)
+    for (int64_t line = 0; line < columns_together; line += 16) __builtin_prefetch(rows[s] + c + line, 0, 2);
+}
+
+inline void sum_norm_of_many(const SumNorm& op, int64_t begin, int64_t end) {
+  constexpr int64_t few = 6144;  // floats that leave room in an L1 cache
+  const bool whole = op.count * op.width <= few;
+  const int64_t step = whole ? op.width : columns_together;
   const SumBuffers buffers(op);
   for (int64_t task = begin; task < end; ++task) {
-    buffers.begin_row(op, task / op.rows, task % op.rows);
-    int64_t c = 0;
-    for (; c + columns_together <= op.width; c += columns_together)
-      for (int64_t p = 0; p < op.part_count; ++p)
-        sum_columns<columns_together / Vec::W>(
-            op.parts[p], buffers.rows, buffers.parts[p], c, [](const float* x) { return Vec::load(x); },
-            [](Vec x, float* out) { x.store(out); });
-    for_each_vector(c, op.width, [&](int64_t column, auto load, auto store, int) {
-      for (int64_t p = 0; p < op.part_count; ++p)
-        sum_columns<1>(op.parts[p], buffers.rows, buffers.parts[p], column, load, store);
-    });
-    for (int64_t p = 0; p < op.part_count; ++p) {
-      const PartRow& row = buffers.parts[p];
-      if (row.normed) normalise(row.sum, op.width, Vec::load(row.total), op.eps, row.normed);
-    }
+    buffers.begin(op, task / op.rows, task % op.rows);
+    for (int64_t c = 0; c < op.width; c += step)
+      for (int64_t p = 0; p < op.part_count; ++p) {
+        if (!whole) fetch_columns(op, buffers.rows, p, c + step);
+        const auto row_of = [&](int64_t i) { return buffers.rows[i]; };
+        PartRow& row = buffers.parts[p];
+        row.total += sum_columns(op.parts[p], row_of, row, c, c + step < op.width ? c + step : op.width);
+      }
+    for (int64_t p = 0; p < op.part_count; ++p)
+      if (buffers.parts[p].normed) normalise(buffers.parts[p], op.width, op.eps);
   }
+}
+
+inline void sum_norm_impl(const SumNorm& op, int64_t begin, int64_t end) {
+  op.part_count == 1 ? sum_norm_of_one(op, begin, end) : sum_norm_of_many(op, begin, end);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@ The first line of a test names the kernel sources it needs: ``// sources: kernel
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,9 @@ HERE = Path(__file__).resolve().parent
 COMPILER = shutil.which("c++") or shutil.which("g++")
 FLAGS = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined",
          "-fno-sanitize-recover=all"]
+LEVELS = {"_avx2": ["-mavx2", "-mfma"],
+          "_avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"]}
+"""Flags of the sources whose names end so, as in CMakeLists.txt; the other kernels are for every machine."""
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +38,22 @@ def sanitizers(tmp_path_factory) -> None:
 def test_kernel(test, root, tmp_path):
     first, *_ = test.read_text().splitlines()
     assert first.startswith("// sources: ")
-    sources = [root / name for name in first.removeprefix("// sources: ").split()]
+    sources = [test, *(root / name for name in first.removeprefix("// sources: ").split())]
+    objects = [build(source, root, tmp_path) for source in sources]
     program = tmp_path / test.stem
-    compiled = subprocess.run([COMPILER, *FLAGS, f"-I{root}", test, *sources, "-o", program],
-                              capture_output=True, text=True, timeout=240)
-    assert compiled.returncode == 0, compiled.stderr
-    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    run(COMPILER, *FLAGS, *objects, "-o", program)
+    run(program)
+
+
+def build(source: Path, root: Path, folder: Path) -> Path:
+    """The object of one source, compiled for the instruction set that its name says."""
+    level = next((flags for end, flags in LEVELS.items() if source.stem.endswith(end)), [])
+    compiled = folder / f"{source.stem}.o"
+    run(COMPILER, *FLAGS, *(level if platform.machine() in ("x86_64", "AMD64") else []), f"-I{root}", "-c", source,
+        "-o", compiled)
+    return compiled
+
+
+def run(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
