@@ -91,11 +91,13 @@ int64_t images_together(Words program) {
   return std::max<int64_t>(1, rows_together / rows);
 }
 
-// Images [begin, end), a few at a time in groups of nearly equal size; a thread that is done with one takes the next.
+// Images [begin, end), a few at a time in groups of nearly equal size, the larger ones first, so that threads end
+// together; one that is done with a group takes the next.
 void run_groups(const ProgramRun& run, int64_t begin, int64_t end, const Threads& threads) {
   const int64_t images = end - begin, together = images_together(run.program);
   const int64_t rounds = (images + together * threads.count - 1) / (together * threads.count);
   const int64_t groups = std::min(images, rounds * threads.count);
+  const auto first_of = [=](int64_t g) { return begin + images / groups * g + std::min(g, images % groups); };
   std::atomic<int64_t> next{0};
   std::mutex adding;
   Failure failure;
@@ -104,44 +106,45 @@ void run_groups(const ProgramRun& run, int64_t begin, int64_t end, const Threads
       std::vector<double> waves(run.waves ? format::wave_count(run.program) : 0);  // empty but for a profile
       double* times = waves.empty() ? nullptr : waves.data();
       for (int64_t g; (g = next.fetch_add(1, std::memory_order_relaxed)) < groups;)
-        run_group(run, begin + images * g / groups, begin + images * (g + 1) / groups, times);
+        run_group(run, first_of(g), first_of(g + 1), times);
       const std::lock_guard<std::mutex> lock(adding);
       for (size_t w = 0; w < waves.size(); ++w) run.waves[w] += waves[w] / static_cast<double>(threads.count);
     });
   };
-  if (threads.count == 1) body(0, 1);
+  if (threads.count == 1 || groups == 1) body(0, 1);
   else on_all_threads(threads, body);
   failure.rethrow();
 }
 
-// Images [begin, end) at once, with all threads inside each wave.
-void run_shared(const ProgramRun& run, int64_t begin, int64_t end, const Threads& threads) {
+// Images [begin, end) at once, with all threads inside each wave. False, and nothing done, where that is not worth it.
+bool run_shared(const ProgramRun& run, int64_t begin, int64_t end, const Threads& threads) {
   float* arena = arena_for(run.program, end - begin);
-  const Schedule schedule(run.program, Machine(run, begin, end - begin, arena), threads.count);
-  if (!schedule.worth_sharing()) return run_group(run, begin, end, run.waves);
+  const Machine machine(run, begin, end - begin, arena);
+  if (!worth_sharing(run.program, machine, threads.count)) return false;
+  const Schedule schedule(run.program, machine, threads.count);
   Done done;
   Failure failure;
   on_all_threads(threads, [&](int64_t first, int64_t last) {
-    Machine machine(run, begin, end - begin, arena);
+    Machine own = machine;
     Stopwatch watch(first ? nullptr : run.waves);
     const auto run_chunk = [&](const format::Step& step, const Slice* slice, int64_t from, int64_t to) {
-      failure.guard([&] { machine.run(step, slice, from, to); });
+      failure.guard([&] { own.run(step, slice, from, to); });
     };
     schedule.walk(done, first, last, run_chunk, [&](int64_t wave) { watch.lap(wave); });
   });
   failure.rethrow();
+  return true;
 }
 
 }  // namespace
 
 // Images that fill the threads evenly go to them in groups, each thread running the whole program without waiting for
-// the others. What is left of a small batch is run together, with all threads inside each wave; that of a large one is
-// not worth it.
+// the others. What is left of a small batch is run together where that pays; it is little of a large one.
 void run_program(const ProgramRun& run, const Threads& threads) {
   const int64_t left = run.batch < 8 * threads.count ? run.batch % threads.count : 0;
-  const int64_t even = run.batch - left;
-  if (even > 0) run_groups(run, 0, even, threads);
-  if (left > 0) run_shared(run, even, run.batch, threads);
+  const bool shared = left > 0 && run_shared(run, run.batch - left, run.batch, threads);
+  const int64_t apart = shared ? run.batch - left : run.batch;
+  if (apart > 0) run_groups(run, 0, apart, threads);
 }
 
 }  // namespace vitsparse::cpu

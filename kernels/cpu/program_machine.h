@@ -57,6 +57,16 @@ class Machine {
     return work;
   }
 
+  double flops_of(const format::Step& step) const {
+    if (step.op == format::Op::sum_norm) {
+      const Work sum = work_of_sum(step, nullptr);
+      return sum.each * static_cast<double>(sum.tasks);
+    }
+    double result = 0;
+    with_operation(step, nullptr, [&](const auto& op) { result = flops(op); });
+    return result;
+  }
+
   void run(const format::Step& step, const Slice* slice, int64_t begin, int64_t end) {
     if (step.op == format::Op::sum_norm) return sum_norm(sum_of(step.operands, slice), begin, end);
     with_operation(step, slice, [=](const auto& op) { run_tasks(op, begin, end); });

@@ -33,6 +33,18 @@ struct alignas(64) Done {
   std::atomic<int64_t> tasks{0};  // of all waves
 };
 
+// Whether `threads` threads together are faster than one that keeps everything in its cache.
+inline bool worth_sharing(Words program, const Machine& machine, int64_t threads) {
+  double flops = 0, cost = worth_a_thread;
+  int64_t wave = -1;
+  format::for_each_step(program, [&](const format::Step& step) {
+    flops += machine.flops_of(step);
+    cost += step.wave != wave ? cost_of_sharing : 0.;
+    wave = step.wave;
+  });
+  return flops * (1. - 1. / static_cast<double>(threads)) > cost;
+}
+
 class Schedule {
  public:
   // For `threads` threads; in this thread's memory, valid until it makes the next one.
@@ -49,15 +61,8 @@ class Schedule {
       *item = item_of(step, machine, slices);
       tasks_ += item->tasks();
       item->end = tasks_;
-      flops_ += item->each * static_cast<double>(item->tasks());
       ++item;
     });
-  }
-
-  // Whether threads together are faster than one that keeps everything in its cache.
-  bool worth_sharing() const {
-    const auto waves = static_cast<double>(count_ ? items_[count_ - 1].step.wave + 1 : 0);
-    return flops_ * (1. - 1. / static_cast<double>(ranges_)) > worth_a_thread + waves * cost_of_sharing;
   }
 
   // Runs what falls to the owner of ranges [first, last), and calls lap(wave) after each wave. run(step, slice, begin,
@@ -165,7 +170,6 @@ class Schedule {
   Item* items_;
   Taken* taken_;
   int64_t tasks_ = 0;
-  double flops_ = 0;
 };
 
 }  // namespace vitsparse::cpu
