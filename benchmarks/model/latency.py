@@ -17,7 +17,9 @@ LARGE = ("vit_small_patch16_224", "vit_base_patch16_224")
 LARGE_NAMES = ("D openvino", "C half", "full", "half", "mixed")
 LARGE_ROWS = tuple(replace(row, bounds={}) for row in ROWS
                    if row.name in ("full vs D", "half vs D", "mixed vs D", "half vs C", "mixed vs half"))
-ROUNDS = {1: 200, 32: 30}
+ROUNDS = {1: 150, 32: 30}
+PAUSE = 0.01
+"""Seconds before each call: OpenMP's threads spin for up to 10 ms after one, longer than a whole call at batch 1."""
 QUICK_MODEL = "vit_digits_p2_d64_l6_h4"
 """Where it only matters that everything runs; no bounds hold for it."""
 
@@ -40,7 +42,7 @@ def measured(candidates: Candidates, names: list[str], rows: tuple[Row, ...], ro
     """A row for each candidate (``kind`` time, milliseconds), then one for each comparison."""
     runners = candidates.make_all(names)
     with torch.inference_mode():
-        times = measure_rounds(runners, warmup=3, repeats=rounds, min_seconds=0)
+        times = measure_rounds(runners, warmup=3, repeats=rounds, min_seconds=0, pause=PAUSE)
     about = {"model": candidates.model_name, "dtype": "float32", "threads": torch.get_num_threads()}
     yield from ({**about, **row} for row in times_of(candidates, runners, times))
     yield from ({**about, **row} for row in compare(rows, candidates.batch, times))

@@ -14,9 +14,10 @@ import torch
 
 from benchmarks.model.candidates import DENSE, REMOVED, UNDER_MEAN, Candidates, threads_of
 from benchmarks.model.circuits import named_circuits
+from benchmarks.model.latency import PAUSE
 from benchmarks.model.targets import BATCHES, MODEL, ROWS, compare
 from vitsparse import InputError
-from vitsparse.evaluation.latency import machine_facts, measure_rounds
+from vitsparse.evaluation.latency import machine_facts, measure_rounds, settle
 
 NAMES = (*DENSE, *(f"C {name}" for name in REMOVED), "E eager", "E compile", *named_circuits(12, 8),
          *(f"{name}, mean" for name in UNDER_MEAN))
@@ -49,13 +50,14 @@ def test_candidate(benchmark, batch, name):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_row(benchmark, batch, row):
-    """Before each call of ours, one call of each rival is timed."""
+    """Before each call of ours, one call of each rival is timed, each after a pause as in the table."""
     ours = runner_or_skip(batch, row.ours)
     rivals = {name: runner_or_skip(batch, name) for name in row.rivals(dict.fromkeys(NAMES))}
     before: list[dict[str, np.ndarray]] = []
 
     def time_rivals() -> None:
-        before.append(measure_rounds(rivals, warmup=0, repeats=1, min_seconds=0))
+        before.append(measure_rounds(rivals, warmup=0, repeats=1, min_seconds=0, pause=PAUSE))
+        settle(ours, PAUSE, 0.0)
 
     benchmark.group = f"rows, batch {batch}"
     with torch.inference_mode():

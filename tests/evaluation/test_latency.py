@@ -24,6 +24,9 @@ class Clock:
     def perf_counter(self):
         return self.nanoseconds / 1e9
 
+    def sleep(self, seconds):
+        self.nanoseconds += int(seconds * 1e9)
+
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -63,6 +66,14 @@ def test_rounds_keep_their_order_for_ratios_within_one(clock):
     assert found["a"].tolist() == [1, 2, 4]
 
 
+def test_a_pause_is_filled_with_calls_where_they_are_shorter_and_does_not_count(clock):
+    calls = []
+    functions = {"short": taking(clock, calls, "s", [4]), "long": taking(clock, calls, "l", [30])}
+    found = latency.measure_rounds(functions, warmup=0, repeats=2, min_seconds=0, pause=0.01)
+    assert "".join(calls) == "ssss" + "ll" + "l" + "ssss"  # before the first call nobody knows how long one takes
+    assert {name: times.tolist() for name, times in found.items()} == {"short": [4, 4], "long": [30, 30]}
+
+
 def test_rounds_go_on_until_enough_time_has_passed(clock):
     functions = {"a": taking(clock, [], "a", [10]), "b": taking(clock, [], "b", [30])}
     found = latency.measure(functions, warmup=0, repeats=3, min_seconds=0.1)
@@ -77,10 +88,11 @@ def test_real_time_is_in_milliseconds():
     assert found["nothing"].p50 < 1
 
 
-@pytest.mark.parametrize("arguments", [{"functions": {}}, {"repeats": 0}, {"warmup": -1}, {"min_seconds": -1}])
+@pytest.mark.parametrize("arguments", [{"functions": {}}, {"repeats": 0}, {"warmup": -1}, {"min_seconds": -1},
+                                       {"pause": -1}])
 def test_nothing_to_measure_is_refused(arguments):
     with pytest.raises(InputError, match="nothing to measure"):
-        latency.measure(**({"functions": {"a": int}} | arguments))
+        latency.measure_rounds(**({"functions": {"a": int}} | arguments))
 
 
 def test_machine_facts_are_json_and_name_the_machine():

@@ -42,15 +42,17 @@ def measure(functions: Mapping[str, Callable[[], Any]], *, warmup: int = 5, repe
 
 
 def measure_rounds(functions: Mapping[str, Callable[[], Any]], *, warmup: int = 5, repeats: int = 50,
-                   min_seconds: float = 0.5, device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
+                   min_seconds: float = 0.5, pause: float = 0.0,
+                   device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
     """Milliseconds of one call of each function in each round: [rounds] by name.
 
     The functions take turns, so that whatever else the machine does hits all alike, and entries of one round compare.
     Each round calls every candidate once, starting one further along each time, so that no candidate always runs in
     the cache another one left. Rounds go on until each has ``repeats`` calls and ``min_seconds`` have passed per
-    candidate. On CUDA the time between two events on the current stream counts, launches included.
+    candidate. On CUDA the time between two events on the current stream counts, launches included. ``pause`` are the
+    seconds before each call that :func:`settle` takes; they do not count.
     """
-    if not functions or min(warmup, repeats - 1, min_seconds) < 0:
+    if not functions or min(warmup, repeats - 1, min_seconds, pause) < 0:
         raise InputError("nothing to measure", where="measure", expected="a function, warmup >= 0, repeats >= 1",
                          found=f"{len(functions)} functions, warmup={warmup}, repeats={repeats}")
     time_call = _cuda_milliseconds if torch.device(device).type == "cuda" else _cpu_milliseconds
@@ -63,9 +65,24 @@ def measure_rounds(functions: Mapping[str, Callable[[], Any]], *, warmup: int = 
     while rounds < repeats or time.perf_counter() < end:
         first = rounds % len(names)
         for name in names[first:] + names[:first]:
+            settle(functions[name], pause, (samples[name] or [0.0])[-1])
             samples[name].append(time_call(functions[name]))
         rounds += 1
     return {name: np.array(times) for name, times in samples.items()}
+
+
+def settle(function: Callable[[], Any], seconds: float, milliseconds: float) -> None:
+    """Let threads that spin after somebody else's call come to rest before ``function`` is timed.
+
+    OpenMP's threads burn several milliseconds of a core after a call, which whoever comes next on other threads has to
+    do without. Where a call takes less than ``seconds`` (``milliseconds``: what one took), they are filled with calls,
+    so that it is timed as warm as if it ran alone; else with sleep.
+    """
+    end = time.perf_counter() + seconds
+    if milliseconds / 1e3 > seconds:
+        time.sleep(seconds)
+    while time.perf_counter() < end:
+        function()
 
 
 def machine_facts() -> dict[str, Any]:
