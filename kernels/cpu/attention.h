@@ -9,6 +9,7 @@ struct Attention {
   MutableRows dst;   // [images, queries, heads * head_dim]
   int64_t images, queries, keys, heads, head_dim;
   float scale;
+  const bool* head_keep = nullptr;  // null, or [images, heads]: a head that an image does not keep gives zeros, unread
 };
 
 // A task is one head of one image: task = image * heads + head.

@@ -68,11 +68,22 @@ inline void attend_block(const Attention& op, const AttentionBuffers& buffers, i
   multiply_rows(rows, count, Packed{buffers.values, op.keys}, 0, op.head_dim, scaled);
 }
 
+inline void write_zeros(const Attention& op, int64_t image, int64_t column) {
+  for (int64_t r = 0; r < op.queries; ++r) {
+    float* out = op.dst.row(image, r) + column;
+    for (int64_t c = 0; c < op.head_dim; ++c) out[c] = 0.f;
+  }
+}
+
 inline void attention_impl(const Attention& op, int64_t begin, int64_t end) {
   const AttentionBuffers buffers(op);
   const int64_t blocks = row_blocks(op.queries);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t image = task / op.heads, head = task % op.heads, column = head * op.head_dim;
+    if (op.head_keep && !op.head_keep[task]) {
+      write_zeros(op, image, column);
+      continue;
+    }
     pack_transposed(op.k.row(image, 0) + column, op.k.row_stride, op.keys, op.head_dim, buffers.keys);
     pack_straight(op.v.row(image, 0) + column, op.v.row_stride, op.keys, op.head_dim, buffers.values);
     for (int64_t block = 0; block < blocks; ++block) {

@@ -41,6 +41,29 @@ def test_cpu_equals_the_reference(level, images, queries, keys, heads, head_dim,
 
 
 @pytest.mark.parametrize("level", HERE)
+@settings(max_examples=20)
+@given(images=st.integers(1, 4), queries=st.integers(1, 20), keys=st.integers(1, 20), heads=st.integers(1, 4),
+       head_dim=st.integers(1, 20), constant=st.sampled_from(["", "q", "kv"]))
+@example(2, 65, 65, 8, 32, "").via("the usual size")
+def test_heads_that_an_image_does_not_keep_give_zeros(level, images, queries, keys, heads, head_dim, constant):
+    """Also where their inputs are NaN: they are not read."""
+    q, k, v = draw(images, queries, keys, heads, head_dim, constant)
+    images = max(x.shape[0] for x in (q, k, v))
+    keep = torch.rand(images, heads, generator=torch.Generator().manual_seed(queries)) < 0.5
+    all_heads = reference.attention(q.double(), k.double(), v.double(), heads, 0.3)
+    exact = all_heads * keep.double().repeat_interleave(head_dim, dim=1)[:, None]
+    for x in (q, k, v):
+        if x.shape[0] == images:
+            x.unflatten(2, (heads, head_dim)).masked_fill_(~keep[:, None, :, None], float("nan"))
+    with using_cpu_isa(level):
+        for given_as in (keep, keep.int(), keep.T.contiguous().T):
+            poison(exact.shape)
+            result = attention(q, k, v, heads, 0.3, "cpu", given_as)
+            assert error(result, exact, at_least=1e-3) <= 1e-5
+            assert not result.unflatten(2, (heads, head_dim)).transpose(1, 2)[~keep].any()
+
+
+@pytest.mark.parametrize("level", HERE)
 @pytest.mark.parametrize("spread", [0.0, 30.0, 1e4])
 def test_softmax_is_stable(level, spread):
     """Scores of +-1e8 and scores all equal: the largest is subtracted before the exponential."""
@@ -73,16 +96,19 @@ def test_views_of_one_wide_tensor_are_read_in_place():
 @pytest.mark.parametrize("constant", ["", "q", "kv"])
 def test_portable_equals_the_reference(constant):
     q, k, v = (x.double() for x in draw(2, 5, 6, 3, 4, constant))
-    assert error(attention(q, k, v, 3, 0.5, "torch"), reference.attention(q, k, v, 3, 0.5)) <= 1e-13
+    keep = torch.tensor([[True, False, True], [False, False, True]])
+    for kept in (None, keep):
+        exact = reference.attention(q, k, v, 3, 0.5, kept)
+        assert error(attention(q, k, v, 3, 0.5, "torch", kept), exact) <= 1e-13
 
 
 @opcheck_reads_grad
 def test_gradient_and_registration():
-    for constant in ("", "k"):
+    for constant, keep in (("", None), ("k", None), ("", torch.tensor([[True, False], [False, True]]))):
         inputs = [x.requires_grad_() for x in draw(2, 3, 4, 2, 3, constant)]
-        torch.library.opcheck(torch.ops.vitsparse.attention.default, (*inputs, 2, 0.5))
-        found = torch.autograd.grad(attention(*inputs, 2, 0.5, "cpu").square().sum(), inputs)
-        exact = torch.autograd.grad(reference.attention(*inputs, 2, 0.5).square().sum(), inputs)
+        torch.library.opcheck(torch.ops.vitsparse.attention.default, (*inputs, 2, 0.5, keep))
+        found = torch.autograd.grad(attention(*inputs, 2, 0.5, "cpu", keep).square().sum(), inputs)
+        exact = torch.autograd.grad(reference.attention(*inputs, 2, 0.5, keep).square().sum(), inputs)
         for one, other in zip(found, exact, strict=True):
             assert error(one, other.double()) <= 1e-5
 
@@ -93,6 +119,9 @@ def test_arguments_that_do_not_fit_are_refused():
                              ((q, k[:1].repeat(3, 1, 1), v, 2), "batch of q"), ((q, k.double(), v, 2), "dtype")):
         with pytest.raises(InputError, match=f"attention: {where}"):
             attention(*arguments, 0.5)
+    for keep in (torch.ones(2, 3), torch.ones(1, 2), torch.ones(4)):
+        with pytest.raises(InputError, match="attention: head_keep"):
+            attention(q, k, v, 2, 0.5, head_keep=keep)
 
 
 def test_the_kernel_itself_refuses_what_would_read_outside_memory():
@@ -100,3 +129,6 @@ def test_the_kernel_itself_refuses_what_would_read_outside_memory():
     for call in ((q, k, v, 0), (q, k, v, 4), (q, k, v[:, 1:], 2), (q[0], k, v, 2), (q, k[..., :3], v, 2)):
         with pytest.raises(RuntimeError, match="expected"):
             torch.ops.vitsparse.attention(*call, 0.5)
+    for keep in (torch.ones(2, 2), torch.ones(1, 2, dtype=torch.bool), torch.ones(4, dtype=torch.bool)):
+        with pytest.raises(RuntimeError, match="head_keep: expected bool"):
+            torch.ops.vitsparse.attention(q, k, v, 2, 0.5, keep)

@@ -24,11 +24,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
     return F.gelu(y) if activation == "gelu" else y
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, head_keep: Tensor | None = None) -> Tensor:
     """As :func:`vitsparse.backends.reference.attention`."""
     images = max(x.shape[0] for x in (q, k, v))
     q, k, v = (rearrange(x, "b t (h d) -> b h t d", h=heads).expand(images, -1, -1, -1) for x in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v, scale=scale), "b h t d -> b t (h d)")
+    result = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    result = result if head_keep is None else result.where(head_keep[:, :, None, None], 0)
+    return rearrange(result, "b h t d -> b t (h d)")
 
 
 def apply_pattern(pattern: Tensor, v: Tensor) -> Tensor:

@@ -31,13 +31,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
     return y * (1 + torch.erf(y / math.sqrt(2))) / 2 if activation == "gelu" else y
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
-    """softmax(scale q k^T) v for each image and head; a batch of 1 stands for every image."""
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, head_keep: Tensor | None = None) -> Tensor:
+    """softmax(scale q k^T) v for each image and head, zeros where ``head_keep`` [B, heads] (bool) says no.
+
+    A batch of 1 stands for every image.
+    """
     q, k, v = (rearrange(x, "b t (h d) -> b h t d", h=heads) for x in (q, k, v))
     images = max(x.shape[0] for x in (q, k, v))
     q, k, v = (x.expand(images, *x.shape[1:]) for x in (q, k, v))
     pattern = torch.softmax(scale * einsum(q, k, "b h i d, b h j d -> b h i j"), dim=-1)
-    return rearrange(einsum(pattern, v, "b h i j, b h j d -> b h i d"), "b h i d -> b i (h d)")
+    result = einsum(pattern, v, "b h i j, b h j d -> b h i d")
+    result = result if head_keep is None else result.where(head_keep[:, :, None, None], 0)
+    return rearrange(result, "b h i d -> b i (h d)")
 
 
 def apply_pattern(pattern: Tensor, v: Tensor) -> Tensor:
