@@ -22,7 +22,7 @@ def test_attention(benchmark, vit, backend):
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 @pytest.mark.parametrize("kept", ["all", "gated, all", "gated, half"])
 def test_head_keep(benchmark, kept, backend):
-    """Gates that keep all heads cost nothing; where they keep half, the kernel does half the work and torch all of it."""
+    """Gates that keep all heads cost nothing; where they keep half, the kernel does half the work, torch all of it."""
     benchmark.group = f"attention 16 x 65x256, heads kept: {kept.removeprefix('gated, ')}"
     images, tokens, width, heads = VITS["16 x 65x256"]
     q, k, v = torch.randn(images, tokens, 3 * width).split(width, dim=2)
