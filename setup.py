@@ -5,6 +5,7 @@ Environment:
     VITSPARSE_CUDA_ARCHS  CMake's list of architectures; default ``75-real;86-real;90`` (7.5 and 8.6 as machine code,
                           9.0 also as PTX for what comes after)
     VITSPARSE_TORCH_DIR   folder of an installed ``torch`` package whose headers to use
+    VITSPARSE_SANITIZE    sanitizers to build with, ``address,undefined`` for example; in a build folder of their own
     MAX_JOBS              parallel compilations; default: one per core, but 2 GB of memory for each
 """
 
@@ -104,7 +105,8 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         in_tree = self.inplace or self.editable_mode
         destination = ROOT / "vitsparse" if in_tree else Path(self.build_lib).resolve() / "vitsparse"
-        build = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        kind = "sanitized" if os.environ.get("VITSPARSE_SANITIZE") else "native"
+        build = ROOT / "build" / f"{kind}-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         build.parent.mkdir(exist_ok=True)
         with open(build.parent / ".lock", "w") as lock:  # two builds at once would write the same objects
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -130,6 +132,7 @@ class CMakeBuild(build_ext):
             "VITSPARSE_VERIFIED_DATE": verified["date"] or "",
             "VITSPARSE_CUDA": cuda_wanted(),
             "VITSPARSE_NVCC": nvcc or "",
+            "VITSPARSE_SANITIZE": os.environ.get("VITSPARSE_SANITIZE", ""),
             "CMAKE_CUDA_ARCHITECTURES": os.environ.get("VITSPARSE_CUDA_ARCHS", DEFAULT_CUDA_ARCHS),
         }
         # CMake cannot change compilers in a configured folder, and libraries no longer made would stay in it.

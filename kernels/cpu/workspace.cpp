@@ -3,6 +3,10 @@
 #include <cstdlib>
 #include <new>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace vitsparse::cpu {
 namespace {
 
@@ -14,6 +18,14 @@ struct Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { std::free(data); }
 };
+
+// With AddressSanitizer, what an earlier and larger request left behind the `bytes` now asked for is out of bounds.
+void fence([[maybe_unused]] const Buffer& buffer, [[maybe_unused]] int64_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(buffer.data, bytes);
+  ASAN_POISON_MEMORY_REGION(static_cast<char*>(buffer.data) + bytes, buffer.bytes - bytes);
+#endif
+}
 
 }  // namespace
 
@@ -28,6 +40,7 @@ void* workspace_bytes(Purpose purpose, int64_t bytes) {
     buffer.data = grown;
     buffer.bytes = whole_lines;
   }
+  fence(buffer, bytes);
   return buffer.data;
 }
 
