@@ -9,8 +9,8 @@ namespace vitsparse::cpu {
 
 inline const char* name_of(format::Op op) {
   static const char* names[] = {"PATCHES", "LINEAR", "SUM_NORM", "ATTENTION", "APPLY_PATTERN", "MEAN_ROWS", "FILL"};
-  const int64_t i = static_cast<int64_t>(op) - 1;
-  return i >= 0 && i < 7 ? names[i] : "unknown";
+  const int64_t code = static_cast<int64_t>(op);
+  return code >= 1 && code <= 7 ? names[code - 1] : "unknown";
 }
 
 // `step` -1: the fault lies outside of the steps. Throws std::invalid_argument.

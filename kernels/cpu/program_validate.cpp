@@ -12,7 +12,7 @@ using namespace format;
 
 // Extents are small enough that the product of three of them fits in 63 bits, so no check below can overflow.
 constexpr int64_t max_extent = 1 << 20;
-constexpr int64_t max_arena = int64_t{1} << 32;
+constexpr int64_t max_floats = int64_t{1} << 28;  // 1 GiB of values an image: no program may ask for any memory it likes
 
 class Validator {
  public:
@@ -67,7 +67,7 @@ class Validator {
     require_equal("version", version, header_.version);
     require_range("slots", 1, max_extent, header_.slots);
     require_range("steps", 0, max_extent, header_.steps);
-    require_range("arena floats per image", 0, max_arena, header_.arena_floats);
+    require_range("arena floats per image", 0, max_floats, header_.arena_floats);
     require_extent("channels", header_.channels);
     require_extent("image size", header_.image_size);
     require_range("output slot", 0, header_.slots - 1, header_.output_slot);
@@ -80,6 +80,7 @@ class Validator {
     require_range("space of a slot", 0, 2, static_cast<int64_t>(s.space));
     require_extent("rows of a slot", s.rows);
     require_extent("width of a slot", s.width);
+    require_range("floats of a slot", 1, max_floats, s.rows * s.width);
     if ((s.space == Space::result) != (i == header_.output_slot))
       fail("space of a slot", "2 (the result) for the output slot and for no other", static_cast<int64_t>(s.space));
     if (s.space == Space::constant) require_weights("offset of a constant slot", s.offset, s.rows * s.width);
