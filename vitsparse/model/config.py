@@ -96,7 +96,10 @@ class ViTConfig:
             if name not in known:
                 raise InputError(f"ViT has no argument {name!r}", where=where, expected=", ".join(known), found=name,
                                  remedy=nearest(name, known))
-        return cls(**values)
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise (error.within(where) if str(where) else error) from None
 
 
 def _is_int(value: object) -> bool:
