@@ -5,10 +5,13 @@
 #include <chrono>
 #include <exception>
 #include <mutex>
+#include <new>
+#include <string>
 #include <vector>
 
 #include "kernels/cpu/program_format.h"
 #include "kernels/cpu/program_machine.h"
+#include "kernels/cpu/program_refuse.h"
 #include "kernels/cpu/program_schedule.h"
 #include "kernels/cpu/workspace.h"
 
@@ -69,7 +72,12 @@ void on_all_threads(const Threads& threads, const Body& body) {
 }
 
 float* arena_for(Words program, int64_t images) {
-  return workspace(Purpose::program, format::header(program).arena_floats * images);
+  const int64_t floats = format::header(program).arena_floats;
+  try {
+    return workspace(Purpose::program, floats * images);
+  } catch (const std::bad_alloc&) {
+    refuse(-1, {}, "arena floats per image", "what memory holds for " + std::to_string(images) + " images", floats);
+  }
 }
 
 // Images [begin, end) on this thread alone.
