@@ -1,4 +1,4 @@
-"""How much work compiling is: counted, not timed. ``python -m benchmarks.compile_time`` takes the seconds."""
+"""How much work compiling is: counted, not timed. The benchmarks of whole models take the seconds."""
 
 from __future__ import annotations
 
