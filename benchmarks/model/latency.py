@@ -17,7 +17,7 @@ LARGE = ("vit_small_patch16_224", "vit_base_patch16_224")
 LARGE_NAMES = ("D openvino", "C half", "full", "half", "mixed")
 LARGE_ROWS = tuple(replace(row, bounds={}) for row in ROWS
                    if row.name in ("full vs D", "half vs D", "mixed vs D", "half vs C", "mixed vs half"))
-ROUNDS = {1: 150, 32: 30}
+ROUNDS = {1: 120, 32: 25}
 PAUSE = 0.01
 """Seconds before each call: OpenMP's threads spin for up to 10 ms after one, longer than a whole call at batch 1."""
 QUICK_MODEL = "vit_digits_p2_d64_l6_h4"
