@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from operator import is_
 
 import torch
@@ -66,7 +67,9 @@ class Packed:
     """The program for logits alone, when the parameters it was packed from are gone."""
 
     def __init__(self, compiled: Compiled):
-        self._plan, self._program = compiled.plan("logits"), compiled.program("logits")
+        plan, self._program = compiled.plan("logits"), compiled.program("logits")
+        shapes = {name: value.to("meta") for name, value in plan.constants.items()}  # their numbers are in the program
+        self._plan = replace(plan, constants=shapes)
 
     def changed(self) -> bool:
         """Never: nothing is left to change."""

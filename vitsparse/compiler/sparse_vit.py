@@ -182,15 +182,16 @@ class SparseViT(nn.Module):
 
     def _choose(self) -> str:
         """The backend for the tensors as they are; raises when one asked for by name cannot run them."""
-        if self._chosen is None or self._chosen[0] != self.backend:
+        chosen = self._chosen  # another thread may forget it meanwhile
+        if chosen is None or chosen[0] != self.backend:
             like = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
             single = like.dtype == torch.float32
             if self.backend == "cpu" and not single:
                 raise InputError("the cpu backend computes in float32", where="backend", expected="float32 parameters",
                                  found=like.dtype, remedy="use backend='torch', or .float()")
             offered = OFFERED if single else ("reference", "torch")
-            self._chosen = self.backend, choose(self.backend, like.device.type, offered)
-        return self._chosen[1]
+            chosen = self._chosen = self.backend, choose(self.backend, like.device.type, offered)
+        return chosen[1]
 
     @property
     def chosen_backend(self) -> str:
@@ -276,8 +277,10 @@ class SparseViT(nn.Module):
                              expected="backend 'cpu'", found=self._choose())
         self.eval()
         self._compiled = Packed(self._compiled)
+        self._front = self._compiled.plan("logits")
         for module in self.modules():
             module._parameters.clear()
+            module._buffers.clear()
         return self
 
     def get_classifier(self) -> nn.Module:
