@@ -1,6 +1,8 @@
 # make test    everything: environment, build, tests        make build   rebuild the native parts in place
 # make demo    train, discover, prune, measure on digits    make lint    style
 # make bench   latency of ops and of whole models, dense and sparse
+# make sanitize  the tests of the native code on a build with AddressSanitizer and UBSan (TESTS=tests: all tests); needs g++
+# make fuzz      100,000 mutated plans and weight files
 # The environment is made once and again only when the files that describe it change.
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test demo bench build lint clean
+.PHONY: test demo bench build lint sanitize fuzz clean
 
 test: $(STAMP) build
 	$(BIN)/python -m pytest -q
@@ -25,6 +27,22 @@ lint: $(STAMP)
 
 build: $(STAMP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
+
+# A package of its own under build/, so that the one in place stays. Python and torch are not instrumented: hence the
+# preloading (with libstdc++, whose exceptions must be known before the first is thrown), and no search for leaks.
+# What cannot be had is refused as anywhere else, and a finding goes to the terminal past pytest.
+TESTS ?= tests/backends tests/ops tests/native tests/compiler tests/fuzz
+sanitize: $(STAMP)
+	rm -rf build/sanitize
+	CXX=g++ VITSPARSE_CUDA=off VITSPARSE_SANITIZE=address,undefined \
+	  $(BIN)/python setup.py --quiet build --build-lib build/sanitize
+	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/sanitize:$(CURDIR) \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(BIN)/python -m pytest -q --capture=sys -o pythonpath= $(TESTS)
+
+fuzz: $(STAMP) build
+	$(BIN)/python -m tests.fuzz --count 100000
 
 # torch comes before vitsparse, because the op libraries are compiled against the headers of the torch that will load them.
 $(STAMP): pyproject.toml constraints.txt setup.py
