@@ -58,8 +58,10 @@ class Compiled:
     def program(self, which: str) -> Program:
         """The packed program of a plan, made on first use."""
         if which not in self._programs:
-            plan = self.plan(which)
-            self._programs[which] = lower(plan, self.parameters, plan.constants, native.core().pack_linear)
+            plan, core = self.plan(which), native.core()
+            program = lower(plan, self.parameters, plan.constants, core.pack_linear)
+            core.validate_program(program.code.numpy(), program.blob.numel())  # conflicts within a wave too
+            self._programs[which] = program
         return self._programs[which]
 
 
