@@ -37,7 +37,9 @@ def _narrow(step: Step, rows: Range) -> Step:
     def cut(view: View) -> View:
         return view if view.rows == rows else replace(view, rows=rows)
 
-    step = step.map_writes(cut)
-    if isinstance(step, Attention):
-        return replace(step, q=cut(step.q))
-    return step.map_reads(cut) if isinstance(step, SumNorm | Linear) else step
+    narrowed = step.map_writes(cut)
+    if narrowed is step:  # then nothing less is read either
+        return step
+    if isinstance(narrowed, Attention):
+        return replace(narrowed, q=cut(narrowed.q))
+    return narrowed.map_reads(cut) if isinstance(narrowed, SumNorm | Linear) else narrowed
