@@ -144,11 +144,12 @@ def test_circuits_and_plans_survive_pickle():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_inference_mode(backend):
-    """Made and used in inference mode, trained outside of it."""
+def test_inference_mode(backend, tmp_path):
+    """Made, saved, loaded and used in inference mode, trained outside of it."""
     case = case_of()
     with torch.inference_mode():
-        sparse = case.sparse(backend)
+        case.sparse(backend).save_pretrained(tmp_path)
+        sparse = SparseViT.from_pretrained(tmp_path)
         assert error(sparse(case.images), case.exact) <= BACKEND
         sparse.load_state_dict(sparse.state_dict())
         sparse.double().float()

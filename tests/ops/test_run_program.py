@@ -156,7 +156,7 @@ def test_sum_norm_of_nothing_but_an_offset_and_of_many_sources():
     assert error(run_program(images, p.words(), p.blob()), exact) <= 1e-5
 
 
-PARTS = [  # added, taken away, an offset (a row for each, or one), sum stored, sum normalised; three sources, parts from 3 on
+PARTS = [  # added, taken away, an offset (per row, or one), sum stored, sum normalised; three sources, parts from 3 on
     ([0, 1, 2], [], True, True, True),
     ([], [], True, False, True),
     ([3], [1], True, True, True),

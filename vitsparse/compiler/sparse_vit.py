@@ -305,8 +305,8 @@ class SparseViT(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, backend: str | None = None) -> SparseViT:
         """Read what :meth:`save_pretrained` wrote; ``backend`` replaces the saved choice."""
-        plan, parameters, circuit, saved = load_sparse(folder)
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # tensors made in inference mode could never be trained
+            plan, parameters, circuit, saved = load_sparse(folder)
             return cls(plan, parameters, circuit, backend=backend or saved).eval()
 
     def __repr__(self) -> str:
