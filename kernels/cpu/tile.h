@@ -18,11 +18,14 @@ struct TileRows {
   const float* bias[Vec::max_tile_rows];
   float scale[Vec::max_tile_rows];
 };
-// A packed matrix, and what will be wanted after this tile: one cache line of it is fetched with each step of depth.
+constexpr int64_t fastest_pace = 4;
+
+// A packed matrix, and what will be wanted after a tile: with four steps of depth `pace` cache lines are fetched, from
+// `ahead` floats behind the tile's first panel on.
 struct Packed {
   const float* data;
   int64_t depth;
-  const float* ahead = nullptr;
+  int64_t ahead = 0, pace = 0;
 };
 struct Epilogue {
   bool has_bias = false, has_scale = false, gelu = false, accumulate = false;
@@ -54,14 +57,18 @@ void tile(const TileRows& rows, const Packed& packed, int64_t column, int last, 
       for (int j = 0; j < C; ++j) acc[i][j] = fma(aik, bk[j], acc[i][j]);
     }
   };
+  const float* ahead = b[0] + packed.ahead;
   int64_t k = 0;
   for (; k + 4 <= depth; k += 4) {  // by four, so that reloading spilled row pointers is a small part of the loads
     step(k);
     step(k + 1);
     step(k + 2);
     step(k + 3);
-    if (packed.ahead)
-      for (int64_t line = k; line < k + 4; ++line) __builtin_prefetch(packed.ahead + line * panel_columns, 0, 2);
+    if (packed.pace == fastest_pace)  // more than the L1 cache can wait for at once
+      for (int64_t line = 0; line < fastest_pace; ++line) __builtin_prefetch(ahead + line * panel_columns, 0, 2);
+    else
+      for (int64_t line = 0; line < packed.pace; ++line) __builtin_prefetch(ahead + line * panel_columns);
+    ahead += packed.pace * panel_columns;
   }
   for (; k < depth; ++k) step(k);
 

@@ -33,6 +33,8 @@ def draw(images: int, tokens: int, inputs: int, outputs: int, bias: str):
 @example(1, 17, 64, 192, "shared", "none").via("one image of a tiny ViT")
 @example(2, 65, 32, 257, "per token", "gelu").via("blocks of 13 rows, one column left over")
 @example(1, 1, 1024, 33, "shared", "none").via("the class token alone")
+@example(1, 65, 32, 256, "none", "none").via("a head's output: several tiles a task")
+@example(5, 31, 5, 300, "per token", "gelu").via("shallow, wide, and a last group that is not full")
 def test_cpu_equals_the_reference(level, images, tokens, inputs, outputs, bias, activation):
     x, weight, b = draw(images, tokens, inputs, outputs, bias)
     exact = reference.linear(x.double(), weight.double(), None if b is None else b.double(), activation)
@@ -81,6 +83,14 @@ def test_large_products_are_split_over_threads():
 def test_any_number_of_leading_dimensions(shape):
     x, weight = torch.randn(shape), torch.randn(6, 4)
     assert torch.allclose(linear(x, weight, backend="cpu"), reference.linear(x, weight, None), atol=1e-5)
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_a_product_over_nothing_is_the_bias(level):
+    bias = torch.randn(40)
+    with using_cpu_isa(level):
+        poison((2, 3, 40))
+        assert torch.equal(linear(torch.zeros(2, 3, 0), torch.zeros(40, 0), bias, backend="cpu"), bias.expand(2, 3, 40))
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu"])
