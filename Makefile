@@ -30,7 +30,8 @@ build: $(STAMP)
 
 # A package of its own under build/, so that the one in place stays. Python and torch are not instrumented: hence the
 # preloading (with libstdc++, whose exceptions must be known before the first is thrown), and no search for leaks.
-# What cannot be had is refused as anywhere else, and a finding goes to the terminal past pytest.
+# What cannot be had is refused as anywhere else, OpenVINO loads its parts as sanitizers demand, and a finding goes to
+# the terminal past pytest.
 TESTS ?= tests/backends tests/ops tests/native tests/compiler tests/fuzz
 sanitize: $(STAMP)
 	rm -rf build/sanitize
@@ -38,7 +39,7 @@ sanitize: $(STAMP)
 	  $(BIN)/python setup.py --quiet build --build-lib build/sanitize
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/sanitize:$(CURDIR) \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
-	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 TBB_ENABLE_SANITIZERS=1 \
 	  $(BIN)/python -m pytest -q --capture=sys -o pythonpath= $(TESTS)
 
 fuzz: $(STAMP) build

@@ -137,6 +137,7 @@ def test_impossible_graphs_are_refused(arguments, message):
     {"depth": 1, "heads": 1, "granularity": ["head"], "mlp_groups": 1},
     {"depth": 10**9, "heads": 1, "granularity": "head", "mlp_groups": 1},
     {"depth": 1, "heads": 1, "granularity": "head", "mlp_groups": 10**9},
+    {"depth": 5000, "heads": 3, "granularity": "block", "mlp_groups": 2},
 ])
 def test_damaged_fields_name_the_place(fields):
     with pytest.raises(InputError, match="the place"):

@@ -200,9 +200,9 @@ def in_header(rng: random.Random, data: bytes) -> bytes:
                 header[rng.choice(("head.weight", "constants:x", "x", "constants:"))] = header.pop(name)
             case 6:
                 graft(rng, header)
+        text = text_of(header)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return data
-    text = text_of(header)
+        return data  # it was damaged before
     return len(text).to_bytes(8, "little") + text + data[8 + size:]
 
 

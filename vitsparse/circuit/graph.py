@@ -25,6 +25,8 @@ from .operator import OPERATOR
 
 GRANULARITIES = ("qkv", "head", "layer", "block")
 """Those whose nodes read sums of the residual stream; :data:`OPERATOR` is the other one."""
+MAX_EDGES = 2**23
+"""Of a graph in a file: a ViT of 48 layers and 48 heads has as many, and so many names still fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Graph:
             graph = cls(**fields)
         except InputError as error:
             raise error.within(where) from None
-        if graph.depth * graph.heads > 2**14 or graph.mlp_groups > 2**16:
+        if graph.depth * max(graph.heads, graph.mlp_groups) > 2**16 or graph.num_edges > MAX_EDGES:
             raise InputError("the graph is larger than any Vision Transformer", where=where, found=fields)
         return graph
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..backends import portable
 from ..circuit.graph import Graph
 from ..errors import InputError
+from ..model.config import ViTConfig
 from ..model.vit import ViT
 from .compile import back, logits_plan
 from .execute import Environment
@@ -53,7 +54,7 @@ def _check_steps(plan: Plan, graph: Graph, where: object) -> None:
             if written.get(view.name) != view:
                 raise InputError("a step reads what was never written", where=place, found=view,
                                  expected=written.get(view.name, "a value that an earlier step writes"))
-        _check_fields(step, config.head_dim, place)
+        _check_fields(step, config, place)
         for view in step.writes:
             if view.name in written or view.rows != tokens or view.cols[0] != 0:
                 raise InputError("a step must write a new value, whole", where=place, found=view,
@@ -63,7 +64,7 @@ def _check_steps(plan: Plan, graph: Graph, where: object) -> None:
         raise InputError("the output is never written", where=f"{where}: plan.output", found=plan.output)
 
 
-def _check_fields(step: Step, head_dim: int, place: str) -> None:
+def _check_fields(step: Step, config: ViTConfig, place: str) -> None:
     """The fields of a step that a run on shapes alone would not notice."""
     if isinstance(step, Linear):
         ranges = [*step.weight.rows, *step.weight.cols, *(step.bias.rows if step.bias else ())]
@@ -73,11 +74,14 @@ def _check_fields(step: Step, head_dim: int, place: str) -> None:
         if step.activation not in ("none", "gelu") or step.accumulate is not False:
             raise InputError("a product's activation is damaged", where=place, expected="none or gelu", found=step)
     if isinstance(step, Attention | ApplyPattern) and (type(step.heads) is not int or step.heads < 1
-                                                       or step.heads * head_dim != step.out.width):
+                                                       or step.heads * config.head_dim != step.out.width):
         raise InputError("the number of heads does not fit", where=place, found=f"{step.heads} heads in {step.out}",
-                         expected=f"heads of width {head_dim}")
+                         expected=f"heads of width {config.head_dim}")
     if isinstance(step, SumNorm) and (not step.readers or (step.total is None) == (step.normed is None)):
         raise InputError("a sum must have a reader and one result", where=place, found=step)
+    if isinstance(step, SumNorm) and not all(type(layer) is int and 0 <= layer < config.depth for layer in step.biases):
+        raise InputError("a sum takes the bias of a layer that is not there", where=place, found=step.biases,
+                         expected=f"layers 0 to {config.depth - 1}")
 
 
 def _in_order(ranges: Iterable[Range]) -> bool:
