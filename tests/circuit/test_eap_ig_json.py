@@ -119,7 +119,7 @@ def doubled(data: dict) -> str:
     (lambda data: json.dumps({"cfg": {}, "edges": {}}), "", "missing"),
     (doubled, "", "'m0->logits' is given twice"),
     (changed("cfg", n_heads=3), ": edges", r"edge is missing\n.*\n  expected: input->a0\.h2<q>: 75 edges"),
-    (changed("cfg", n_layers=128, n_heads=128), ": edges", r"missing.*\n.*\n  expected: input->a0\.h2<q>"),
+    (changed("cfg", n_layers=48, n_heads=48), ": edges", r"missing.*\n.*\n  expected: input->a0\.h2<q>"),
     (changed("cfg", n_layers=10**9), ": cfg", "larger than any"),
     (changed("cfg", n_layers=1), ": edges", r"does not have\n.*\n.*heads=2.*\n  found: 'input->a1.h0<q>'"),
     (changed("cfg", n_layers="2"), ": cfg", "positive integer for depth"),
