@@ -8,8 +8,8 @@ namespace {
 using vitsparse::cpu::Linear;
 
 // A task is a group of columns times a block of rows. The group is the outer index: its panels stay in the L1 cache
-// while the row blocks pass, and each weight is read from memory once. Meanwhile each block fetches its share of the next
-// group's panels; after the last group, what follows in memory: the next step's weights, if in order.
+// while the row blocks pass, and each weight is read from memory once. Meanwhile each block fetches its share of the
+// next group's panels; after the last group, what follows in memory: the next step's weights, if in order.
 struct Grid {
   int64_t rows, blocks, tile_columns, group_columns, groups, pace;
   explicit Grid(const Linear& op)

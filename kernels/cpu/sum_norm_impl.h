@@ -1,8 +1,8 @@
 // Body of sum_norm for one instruction set; include after one of the vec_*.h files.
 //
-// Several parts make a row together, a few columns at a time: those of all sources fit the L1 cache, where the second part
-// and the later ones find them. Mean and variance are taken in two passes: E[r^2] - E[r]^2 would cancel where the mean
-// is large.
+// Several parts make a row together, a few columns at a time: those of all sources fit the L1 cache, where the second
+// part and the later ones find them. Mean and variance are taken in two passes: E[r^2] - E[r]^2 would cancel where the
+// mean is large.
 #pragma once
 #include "kernels/cpu/sum_norm.h"
 #include "kernels/cpu/workspace.h"

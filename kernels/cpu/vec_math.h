@@ -1,4 +1,4 @@
-// exp and GELU on vectors; include after one of the vec_*.h files.
+// Powers of 2 and GELU on vectors; include after one of the vec_*.h files.
 #pragma once
 
 namespace {
@@ -10,14 +10,18 @@ inline Vec polynomial(Vec x, const float (&coefficients)[N]) {
   return y;
 }
 
-// e^x for x in [-87, 88], relative error about 1e-7; smaller x give e^-87, which softmax cannot tell from 0.
-// e^x = 2^n e^r with n = round(x / ln 2); ln 2 is split in two so that r is exact.
-inline Vec exp(Vec x) {
-  static constexpr float taylor[] = {1.f, 1.f, 1.f / 2, 1.f / 6, 1.f / 24, 1.f / 120, 1.f / 720, 1.f / 5040};
-  x = max(Vec::set(-87.f), x);
-  const Vec n = round(x * Vec::set(1.44269504f));
-  const Vec r = fma(n, Vec::set(2.12194440e-4f), fma(n, Vec::set(-0.693359375f), x));
-  return scale_by_power(polynomial(r, taylor), n);
+// 2^x for x in [-126, 127], relative error under 2e-7; smaller x give 2^-126, which softmax cannot tell from 0.
+// 2^x = 2^n 2^r with n = round(x); a minimax fit of 2^r on |r| <= 1/2 (error 9e-8).
+inline Vec exp2(Vec x) {
+  static constexpr float fit[] = {1.f,
+                                  0.6931470036506653f,
+                                  0.24022242426872253f,
+                                  0.05550733581185341f,
+                                  0.009671512991189957f,
+                                  0.001326472731307149f};
+  x = max(Vec::set(-126.f), x);
+  const Vec n = round(x);
+  return scale_by_power(polynomial(x - n, fit), n);
 }
 
 // Exact GELU: x Phi(x), with Phi(x) = 1/2 + x P(x^2)/Q(x^2) on |x| <= 5.6, a minimax fit of x^2 P/Q (error 3e-8).

@@ -32,6 +32,8 @@ def draw(images: int, queries: int, keys: int, heads: int, head_dim: int, consta
 @example(1, 10, 10, 3, 5, "").via("a head dimension that fills no vector")
 @example(2, 1, 65, 2, 20, "").via("only the class token asks")
 @example(3, 1, 1, 1, 8, "").via("one token")
+@example(1, 3, 20, 2, 7, "").via("four keys behind a whole vector")
+@example(1, 3, 21, 2, 7, "").via("five")
 def test_cpu_equals_the_reference(level, images, queries, keys, heads, head_dim, constant):
     q, k, v = draw(images, queries, keys, heads, head_dim, constant)
     exact = reference.attention(q.double(), k.double(), v.double(), heads, head_dim**-0.5)
