@@ -14,6 +14,7 @@ import torch
 # images, tokens, width, heads: a tiny ViT (32 x 32 digits), the small preset, and the 12-layer model of Tiny ImageNet
 VITS = {"17x64": (1, 17, 64, 4), "17x96": (1, 17, 96, 4), "65x128": (1, 65, 128, 4), "65x256": (1, 65, 256, 8),
         "16 x 65x256": (16, 65, 256, 8)}
+LARGE = {"ViT-S/16": (1, 197, 384, 6), "ViT-B/16": (1, 197, 768, 12)}  # images of 224 pixels
 
 
 @contextmanager
