@@ -12,7 +12,7 @@ namespace {
 
 namespace py = pybind11;
 template <class T>
-using Array = py::array_t<T, py::array::c_style>;
+using Array = py::array_t<T, py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_>;  // else a copy
 
 int64_t packed_size(int64_t outputs, int64_t inputs) {
   if (outputs < 0 || inputs < 0 || outputs > (1 << 20) || inputs > (1 << 20))

@@ -24,7 +24,7 @@ struct Call {
   cpu::ProgramShape shape;
 
   Call(const Tensor& x, const Tensor& words, const Tensor& w)
-      : images(contiguous_floats(x, "images")), program(words), weights(contiguous_floats(w, "weights")) {
+      : images(contiguous_floats(x, "images")), program(aligned(words, alignof(int64_t))), weights(contiguous_floats(w, "weights")) {
     STD_TORCH_CHECK(program.is_cpu() && program.scalar_type() == torch::headeronly::ScalarType::Long &&
                         program.dim() == 1 && program.is_contiguous(),
                     "program: expected a vector of int64 in CPU memory");

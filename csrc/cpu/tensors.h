@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cstdint>
 
 #include "kernels/cpu/cost.h"
 #include "kernels/cpu/layout.h"
@@ -20,16 +21,22 @@ inline void check_floats(const Tensor& x, const char* what) {
                   ": the cpu backend takes float32 tensors in CPU memory");
 }
 
+// The tensor itself, or a copy where its numbers straddle addresses: views of bytes from a file or a message may.
+inline Tensor aligned(const Tensor& x, size_t to = alignof(float)) {
+  const bool straddles = reinterpret_cast<uintptr_t>(x.const_data_ptr()) % to != 0;
+  return straddles ? torch::stable::contiguous(torch::stable::clone(x)) : x;
+}
+
 // The tensor itself when its last dimension lies densely in memory, else a contiguous copy.
 inline Tensor with_dense_rows(const Tensor& x, const char* what, int64_t dims) {
   check_floats(x, what);
   STD_TORCH_CHECK(x.dim() == dims, what, ": expected ", dims, " dimensions, found ", x.dim());
-  return x.stride(dims - 1) == 1 || x.size(dims - 1) == 1 ? x : torch::stable::contiguous(x);
+  return x.stride(dims - 1) == 1 || x.size(dims - 1) == 1 ? aligned(x) : torch::stable::contiguous(x);
 }
 
 inline Tensor contiguous_floats(const Tensor& x, const char* what) {
   check_floats(x, what);
-  return torch::stable::contiguous(x);
+  return aligned(torch::stable::contiguous(x));
 }
 
 // [B or 1, T, D] as rows; a batch of 1 stands for the same rows in each image.

@@ -50,7 +50,8 @@ def load_sparse(folder: str | Path) -> tuple[Plan, dict[str, Tensor], Circuit, s
         if not isinstance(data.get(field), kind):
             raise InputError("a field is missing or damaged", where=f"{path}: {field}", expected=kind.__name__,
                              found=repr(data.get(field)))
-    tensors, _ = read_weights(weights)
+    # What was read is a view of the file, which may change or shrink while the model lives, at addresses even or odd.
+    tensors = {key: value.clone() for key, value in read_weights(weights)[0].items()}
     constants = {key.removeprefix(CONSTANTS): value for key, value in tensors.items() if key.startswith(CONSTANTS)}
     parameters = {key: value for key, value in tensors.items() if not key.startswith(CONSTANTS)}
     circuit = Circuit.load(circuit_file)
