@@ -40,7 +40,7 @@ sanitize: $(STAMP)
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/sanitize:$(CURDIR) \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 TBB_ENABLE_SANITIZERS=1 \
-	  $(BIN)/python -m pytest -q --capture=sys -o pythonpath= $(TESTS)
+	  $(BIN)/python -m pytest -q --capture=sys -o pythonpath= -o timeout=1800 $(TESTS)
 
 fuzz: $(STAMP) build
 	$(BIN)/python -m tests.fuzz --count 100000

@@ -14,7 +14,7 @@ class Attempt:
     def __call__(self, seed: int) -> str:
         match seed:
             case 2:
-                os.kill(os.getpid(), signal.SIGSEGV)
+                os.kill(os.getpid(), signal.SIGKILL)
             case 4:
                 raise Bug("it wrote into its weights")
             case 5:

@@ -68,5 +68,5 @@ def _supervise(family: str, seeds: range, report: Report, lock: threading.Lock) 
         with lock:
             report.outcomes["failed"] += 1
             report.failures.append((seeds[done] if done < len(seeds) else seeds.stop,
-                                    f"exit status {code}\n{complaint[-3000:]}"))
+                                    f"exit status {code}\n{complaint[:3000]}"))
         seeds = seeds[done + 1:]

@@ -66,8 +66,9 @@ class Attempt:
             words = MUTATIONS[rng.integers(len(MUTATIONS))](rng, words)
         weights = _damaged(rng, original.weights)
         images = original.images[: rng.integers(0, 4)].repeat(rng.integers(1, 4), 1, 1, 1)
+        arguments = [_anywhere(rng, tensor) for tensor in (torch.from_numpy(words), weights, images)]
         with using_cpu_isa(HERE[rng.integers(len(HERE))]):
-            return self._judge(torch.from_numpy(words), weights, images)
+            return self._judge(*arguments)
 
     def _judge(self, words: Tensor, weights: Tensor, images: Tensor) -> str:
         """What the check at build time accepts must run, unless it is for other images."""
@@ -100,6 +101,15 @@ def named(error: Exception) -> bool:
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.uint8)
+
+
+def _anywhere(rng: np.random.Generator, tensor: Tensor) -> Tensor:
+    """Mostly the tensor itself; else one at any address, even or odd, as a view of bytes has it."""
+    if rng.random() < 0.8 or tensor.numel() == 0:
+        return tensor
+    offset = int(rng.integers(64))
+    buffer = bytearray(offset) + tensor.contiguous().numpy().tobytes()
+    return torch.frombuffer(buffer, dtype=tensor.dtype, offset=offset).view(tensor.shape)
 
 
 def _damaged(rng: np.random.Generator, weights: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.fuzz.pool import Bug
 
-SECONDS = 300.0  # one attempt takes milliseconds, but the machine may be busy
+SECONDS = 900.0  # one attempt takes milliseconds, but the machine may be busy
 MEMORY = 2**32  # bytes that a process may ask for beyond what it begins with: far more than any attempt needs
 
 
