@@ -1,12 +1,5 @@
 // Binding of vitsparse::noop for CUDA tensors; the contract is in vitsparse/ops/noop.py.
-#include <cuda_fp16.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
-
+#include "csrc/cuda/device.h"
 #include "kernels/cuda/noop.h"
 
 namespace {
@@ -21,7 +14,7 @@ void run(const Tensor& x, const Tensor& out, cudaStream_t stream) {
 }
 
 Tensor noop(const Tensor& input) {
-  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const vitsparse::binding::Guard guard(input.get_device_index());
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(input.get_device_index(), &stream));
   const Tensor x = torch::stable::contiguous(input);
@@ -44,4 +37,4 @@ Tensor noop(const Tensor& input) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vitsparse, CUDA, m) { m.impl("noop", TORCH_BOX(&noop)); }
+VITSPARSE_REGISTER_CUDA(m) { m.impl("noop", TORCH_BOX(&noop)); }
