@@ -36,3 +36,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, head_ke
 def apply_pattern(pattern: Tensor, v: Tensor) -> Tensor:
     """As :func:`vitsparse.backends.reference.apply_pattern`."""
     return rearrange(pattern @ rearrange(v, "b t (h d) -> b h t d", h=pattern.shape[0]), "b h t d -> b t (h d)")
+
+
+def mlp(
+    senders: Sequence[Tensor], offset: Tensor | None, eps: float, weight1: Tensor, bias1: Tensor, weight2: Tensor,
+    bias2: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`vitsparse.backends.reference.mlp`."""
+    total, normed = sum_norm(senders, offset, eps)
+    return linear(linear(normed, weight1, bias1, "gelu"), weight2, bias2), total
+
+
+def qkv_attention(
+    x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, scale: float, head_keep: Tensor | None = None
+) -> Tensor:
+    """As :func:`vitsparse.backends.reference.qkv_attention`."""
+    q, k, v = linear(x, weight, bias).chunk(3, dim=-1)
+    return attention(q, k, v, heads, scale, head_keep)

@@ -49,3 +49,20 @@ def apply_pattern(pattern: Tensor, v: Tensor) -> Tensor:
     """pattern v for each image and head, with one pattern for all images."""
     v = rearrange(v, "b t (h d) -> b h t d", h=pattern.shape[0])
     return rearrange(einsum(pattern, v, "h i j, b h j d -> b h i d"), "b h i d -> b i (h d)")
+
+
+def mlp(
+    senders: Sequence[Tensor], offset: Tensor | None, eps: float, weight1: Tensor, bias1: Tensor, weight2: Tensor,
+    bias2: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """gelu(norm(r) W1^T + b1) W2^T + b2, and r = offset + sum of the senders."""
+    total, normed = sum_norm(senders, offset, eps)
+    return linear(linear(normed, weight1, bias1, "gelu"), weight2, bias2), total
+
+
+def qkv_attention(
+    x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, scale: float, head_keep: Tensor | None = None
+) -> Tensor:
+    """Attention of q, k, v = x W^T + b, the rows of W in this order, each of all heads."""
+    q, k, v = rearrange(linear(x, weight, bias), "b t (three c) -> three b t c", three=3)
+    return attention(q, k, v, heads, scale, head_keep)
