@@ -3,7 +3,7 @@
 Environment:
     VITSPARSE_CUDA        ``auto`` (default: build the CUDA ops where nvcc >= 12 is), ``on`` (fail without), ``off``
     VITSPARSE_CUDA_ARCHS  CMake's list of architectures; default ``75-real;86-real;90`` (7.5 and 8.6 as machine code,
-                          9.0 also as PTX for what comes after)
+                          9.0 also as PTX for what comes after); A100: 80, Orin: 87, Ada: 89, Blackwell: 100 or 120
     VITSPARSE_TORCH_DIR   folder of an installed ``torch`` package whose headers to use
     VITSPARSE_SANITIZE    sanitizers to build with, ``address,undefined`` for example; in a build folder of their own
     MAX_JOBS              parallel compilations; default: one per core, but 2 GB of memory for each
@@ -32,6 +32,7 @@ OP_LIBRARIES = ("libvitsparse_cpu.so", "libvitsparse_cuda.so")
 STABLE_HEADER = "include/torch/csrc/stable/library.h"
 BEGIN_AFRESH = ("VITSPARSE_CUDA", "VITSPARSE_NVCC", "VITSPARSE_TORCH_DIR")
 DEFAULT_CUDA_ARCHS = "75-real;86-real;90"
+MIN_CUDA_ARCH = 75
 
 
 def find_torch() -> Path | None:
@@ -73,6 +74,17 @@ def find_nvcc() -> tuple[Path | None, str]:
     if reason and cuda_wanted() == "on":
         sys.exit(f"VITSPARSE_CUDA=on, but {reason}")
     return nvcc, reason
+
+
+def cuda_archs() -> str:
+    """VITSPARSE_CUDA_ARCHS, checked."""
+    wanted = os.environ.get("VITSPARSE_CUDA_ARCHS") or DEFAULT_CUDA_ARCHS
+    for entry in wanted.split(";"):
+        number = re.fullmatch(r"(\d+)a?(-real|-virtual)?", entry)
+        if number is None or int(number[1]) < MIN_CUDA_ARCH:
+            sys.exit(f"VITSPARSE_CUDA_ARCHS={wanted}: expected numbers from {MIN_CUDA_ARCH} on, as in 80 or 75-real;86; "
+                     f"found {entry!r}")
+    return wanted
 
 
 def jobs() -> str:
@@ -133,7 +145,7 @@ class CMakeBuild(build_ext):
             "VITSPARSE_CUDA": cuda_wanted(),
             "VITSPARSE_NVCC": nvcc or "",
             "VITSPARSE_SANITIZE": os.environ.get("VITSPARSE_SANITIZE", ""),
-            "CMAKE_CUDA_ARCHITECTURES": os.environ.get("VITSPARSE_CUDA_ARCHS", DEFAULT_CUDA_ARCHS),
+            "CMAKE_CUDA_ARCHITECTURES": cuda_archs(),
         }
         # CMake cannot change compilers in a configured folder, and libraries no longer made would stay in it.
         if any(self.remembered(build, name) not in (None, str(defines[name])) for name in BEGIN_AFRESH):
