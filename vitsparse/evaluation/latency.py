@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from .gpu import CudaClock
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,21 @@ def measure(functions: Mapping[str, Callable[[], Any]], *, warmup: int = 5, repe
 
 
 def measure_rounds(functions: Mapping[str, Callable[[], Any]], *, warmup: int = 5, repeats: int = 50,
-                   min_seconds: float = 0.5, pause: float = 0.0,
-                   device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
+                   min_seconds: float = 0.5, pause: float = 0.0, device: torch.device | str = "cpu",
+                   clock: Callable[[Callable[[], Any]], float] | None = None) -> dict[str, np.ndarray]:
     """Milliseconds of one call of each function in each round: [rounds] by name.
 
     The functions take turns, so that whatever else the machine does hits all alike, and entries of one round compare.
     Each round calls every candidate once, starting one further along each time, so that no candidate always runs in
     the cache another one left. Rounds go on until each has ``repeats`` calls and ``min_seconds`` have passed per
-    candidate. On CUDA the time between two events on the current stream counts, launches included. ``pause`` are the
+    candidate. On CUDA the time between two events on the current stream counts, launches included; ``clock`` is another
+    way to take the milliseconds of a call (:class:`~.gpu.CudaClock` flushes the cache before). ``pause`` are the
     seconds before each call that :func:`settle` takes; they do not count.
     """
     if not functions or min(warmup, repeats - 1, min_seconds, pause) < 0:
         raise InputError("nothing to measure", where="measure", expected="a function, warmup >= 0, repeats >= 1",
                          found=f"{len(functions)} functions, warmup={warmup}, repeats={repeats}")
-    time_call = _cuda_milliseconds if torch.device(device).type == "cuda" else _cpu_milliseconds
+    time_call = clock or (CudaClock(cold=False) if torch.device(device).type == "cuda" else _cpu_milliseconds)
     for function in functions.values():
         for _ in range(warmup):
             time_call(function)
@@ -135,13 +137,3 @@ def _cpu_milliseconds(function: Callable[[], Any]) -> float:
     start = time.perf_counter_ns()
     function()
     return (time.perf_counter_ns() - start) / 1e6
-
-
-def _cuda_milliseconds(function: Callable[[], Any]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
-    function()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
