@@ -16,35 +16,13 @@
 
 namespace vitsparse::cuda {
 
-constexpr int lane_numbers = 32;  // that a lane keeps in registers at most
-
 // What one thread moves at once.
 template <class T>
 struct alignas(16) Vector {
   T numbers[per_16_bytes<T>];
 };
 
-// Reads or writes the first `count` numbers of a vector; count <= 0: none, and a read gives zeros.
-template <class T>
-__device__ __forceinline__ Vector<T> read_vector(const T* from, int count) {
-  constexpr int size = per_16_bytes<T>;
-  if (count >= size && reinterpret_cast<uintptr_t>(from) % 16 == 0) return *reinterpret_cast<const Vector<T>*>(from);
-  Vector<T> vector;
-#pragma unroll
-  for (int j = 0; j < size; ++j) vector.numbers[j] = j < count ? from[j] : from_float<T>(0.f);
-  return vector;
-}
-template <class T>
-__device__ __forceinline__ void write_vector(T* to, const Vector<T>& vector, int count) {
-  constexpr int size = per_16_bytes<T>;
-  if (count >= size && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-    *reinterpret_cast<Vector<T>*>(to) = vector;
-    return;
-  }
-#pragma unroll
-  for (int j = 0; j < size; ++j)
-    if (j < count) to[j] = vector.numbers[j];
-}
+__device__ __forceinline__ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 __device__ __forceinline__ float sum_of_warp(float x) {
 #pragma unroll
@@ -64,6 +42,31 @@ struct RowPart {
 
   __device__ __forceinline__ int column(int i) const { return first + (32 * i + static_cast<int>(threadIdx.x % 32)) * size; }
 
+  template <class Row>
+  __device__ __forceinline__ void gather(int from, int adds, int count, Row source) {
+    first = from;
+#pragma unroll
+    for (int i = 0; i < vectors; ++i)
+#pragma unroll
+      for (int j = 0; j < size; ++j) x[i][j] = 0.f;
+#pragma unroll 1
+    for (int s = 0; s < count; s += together) {
+      const T* rows[together];
+      bool aligned = width % size == 0;
+#pragma unroll
+      for (int j = 0; j < together; ++j) {
+        rows[j] = s + j < count ? source(s + j) : nullptr;
+        aligned = aligned && is_aligned(rows[j]);
+      }
+      if (aligned) {
+        add_vectors(rows, adds - s);
+      } else {
+#pragma unroll 1
+        for (int i = s; i < count && i < s + together; ++i) add_numbers(source(i), i < adds ? 1.f : -1.f);
+      }
+    }
+  }
+
   __device__ __forceinline__ void add(const Vector<T> (&from)[vectors], float sign) {
 #pragma unroll
     for (int i = 0; i < vectors; ++i)
@@ -71,33 +74,28 @@ struct RowPart {
       for (int j = 0; j < size; ++j) x[i][j] += sign * to_float(from[i].numbers[j]);
   }
 
-  __device__ __forceinline__ void read(Vector<T> (&to)[vectors], const T* row) const {
+  // Whole vectors of up to `together` rows, of which the first `adds` are added; all are asked for before one is used.
+  __device__ __forceinline__ void add_vectors(const T* const (&rows)[together], int adds) {
+    Vector<T> read[together][vectors];
 #pragma unroll
-    for (int i = 0; i < vectors; ++i) to[i] = read_vector(row + column(i), width - column(i));
+    for (int j = 0; j < together; ++j)
+      if (rows[j] != nullptr) {
+#pragma unroll
+        for (int i = 0; i < vectors; ++i)
+          read[j][i] = column(i) < width ? *reinterpret_cast<const Vector<T>*>(rows[j] + column(i)) : Vector<T>{};
+      }
+#pragma unroll
+    for (int j = 0; j < together; ++j)
+      if (rows[j] != nullptr) add(read[j], j < adds ? 1.f : -1.f);
   }
 
-  template <class Row>
-  __device__ __forceinline__ void gather(int from, int adds, int minuses, Row source, const T* offset) {
-    first = from;
+  // A row at any address.
+  __device__ __forceinline__ void add_numbers(const T* row, float sign) {
 #pragma unroll
     for (int i = 0; i < vectors; ++i)
 #pragma unroll
-      for (int j = 0; j < size; ++j) x[i][j] = 0.f;
-    Vector<T> read_ahead[together][vectors];
-    if (offset != nullptr) {
-      read(read_ahead[0], offset);
-      add(read_ahead[0], 1.f);
-    }
-    const int count = adds + minuses;
-#pragma unroll 1
-    for (int s = 0; s < count; s += together) {
-#pragma unroll
-      for (int j = 0; j < together; ++j)
-        if (s + j < count) read(read_ahead[j], source(s + j));
-#pragma unroll
-      for (int j = 0; j < together; ++j)
-        if (s + j < count) add(read_ahead[j], s + j < adds ? 1.f : -1.f);
-    }
+      for (int j = 0; j < size; ++j)
+        if (column(i) + j < width) x[i][j] += sign * to_float(row[column(i) + j]);
   }
 
   // f(x) summed over the columns of this lane.
@@ -114,67 +112,58 @@ struct RowPart {
   template <class F>
   __device__ __forceinline__ void write(T* row, F f) const {
     if (row == nullptr) return;
+    const bool aligned = width % size == 0 && is_aligned(row);
 #pragma unroll
     for (int i = 0; i < vectors; ++i) {
       Vector<T> vector;
 #pragma unroll
       for (int j = 0; j < size; ++j) vector.numbers[j] = from_float<T>(f(x[i][j]));
-      write_vector(row + column(i), vector, width - column(i));
+      if (aligned) {
+        if (column(i) < width) *reinterpret_cast<Vector<T>*>(row + column(i)) = vector;
+      } else {
+#pragma unroll
+        for (int j = 0; j < size; ++j)
+          if (column(i) + j < width) row[column(i) + j] = vector.numbers[j];
+      }
     }
   }
 };
 
-// Rows of which a warp holds all at once.
+// `numbers` of a lane at a time; a row of more is read again in each of three passes: mean, variance, results. The first
+// `adds` of `count` sources are added.
 template <class T, int numbers, class Row>
-__device__ __forceinline__ void sum_norm_narrow(int width, float eps, int adds, int minuses, Row source, const T* offset,
-                                                T* sum, T* normed) {
-  RowPart<T, numbers / per_16_bytes<T>> part{};
+__device__ __forceinline__ void sum_norm_parts(int width, float eps, int adds, int count, Row source, T* sum, T* normed) {
+  RowPart<T, numbers / per_16_bytes<T>> part;
   part.width = width;
-  part.gather(0, adds, minuses, source, offset);
-  part.write(sum, [](float x) { return x; });
-  if (normed == nullptr) return;
-  const float mean = sum_of_warp(part.total([](float x) { return x; })) / static_cast<float>(width);
-  const float squares = sum_of_warp(part.total([mean](float x) { return (x - mean) * (x - mean); }));
-  const float scale = rsqrtf(squares / static_cast<float>(width) + eps);
-  part.write(normed, [=](float x) { return (x - mean) * scale; });
-}
-
-// Wider rows: a part after the other, summed again in each of three passes.
-template <class T, class Row>
-__device__ __forceinline__ void sum_norm_wide(int width, float eps, int adds, int minuses, Row source, const T* offset,
-                                              T* sum, T* normed) {
-  RowPart<T, lane_numbers / per_16_bytes<T>> part{};
-  part.width = width;
-  float mean = 0.f, scale = 1.f, total = 0.f;
+  float mean = 0.f, scale = 1.f;
 #pragma unroll 1
   for (int pass = normed == nullptr ? 2 : 0; pass < 3; ++pass) {
-    total = 0.f;
+    float total = 0.f;
 #pragma unroll 1
     for (int c = 0; c < width; c += part.columns) {
-      part.gather(c, adds, minuses, source, offset);
-      if (pass == 2) {
+      if (pass == 0 || normed == nullptr || width > part.columns) part.gather(c, adds, count, source);
+      if (pass < 2) {
+        total += part.total([=](float x) { return pass == 0 ? x : (x - mean) * (x - mean); });
+      } else {
         part.write(sum, [](float x) { return x; });
         part.write(normed, [=](float x) { return (x - mean) * scale; });
-      } else {
-        total += part.total([=](float x) { return pass == 0 ? x : (x - mean) * (x - mean); });
       }
     }
-    if (pass == 0) mean = sum_of_warp(total) / static_cast<float>(width);
-    if (pass == 1) scale = rsqrtf(sum_of_warp(total) / static_cast<float>(width) + eps);
+    total = sum_of_warp(total) / static_cast<float>(width);
+    if (pass == 0) mean = total;
+    if (pass == 1) scale = rsqrtf(total + eps);
   }
 }
 
 template <class T, class Row>
 __device__ __forceinline__ void sum_norm_row(int width, float eps, int adds, int minuses, Row source, const T* offset,
                                              T* sum, T* normed) {
+  const int before = offset == nullptr ? 0 : 1;  // the offset is the first source
+  const auto all = [&](int i) { return i < before ? offset : source(i - before); };
   if (width <= 256) {
-    sum_norm_narrow<T, 8>(width, eps, adds, minuses, source, offset, sum, normed);
-  } else if (width <= 512) {
-    sum_norm_narrow<T, 16>(width, eps, adds, minuses, source, offset, sum, normed);
-  } else if (width <= 1024) {
-    sum_norm_narrow<T, lane_numbers>(width, eps, adds, minuses, source, offset, sum, normed);
+    sum_norm_parts<T, 8>(width, eps, adds + before, before + adds + minuses, all, sum, normed);
   } else {
-    sum_norm_wide<T>(width, eps, adds, minuses, source, offset, sum, normed);
+    sum_norm_parts<T, 32>(width, eps, adds + before, before + adds + minuses, all, sum, normed);
   }
 }
 
