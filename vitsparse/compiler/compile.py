@@ -16,7 +16,9 @@ from .passes.choose_kernels import choose_kernels
 from .passes.choose_sums import choose_sums
 from .passes.drop_dead import drop_dead
 from .passes.fold_constants import fold_constants
+from .passes.fuse_blocks import fuse_attention, fuse_mlps
 from .passes.group_readers import group_readers
+from .passes.join_products import join_products
 from .passes.narrow_tokens import narrow_tokens
 from .passes.slice_weights import slice_weights
 from .passes.widen_products import widen_products
@@ -36,6 +38,18 @@ def front_passes(parameters: Mapping[str, Tensor]) -> tuple[Pass, ...]:
 BACK_PASSES: tuple[Pass, ...] = (narrow_tokens, group_readers, widen_products, choose_sums, choose_kernels)
 
 
+def without_differences(plan: Plan) -> Plan:
+    """Sums of senders alone: in half precision too few digits are left of a difference."""
+    steps = tuple(replace(step, steady=False) if isinstance(step, SumNorm) else step for step in plan.steps)
+    return plan.after("without_differences", steps=steps)
+
+
+GPU_PASSES: tuple[Pass, ...] = (without_differences, *BACK_PASSES, join_products, fuse_attention)
+TARGETS: dict[str, tuple[Pass, ...]] = {"cpu": BACK_PASSES, "gpu": GPU_PASSES, "gpu_mlp": (*GPU_PASSES, fuse_mlps)}
+"""What a plan is made for. ``gpu_mlp``: MLPs in one kernel, a tile of rows per block; for few rows ``gpu`` is better,
+whose products spread over more blocks."""
+
+
 def front(config: ViTConfig, circuit: Circuit, ablation_values: Tensor, parameters: Mapping[str, Tensor],
           unsteady: Collection[str] = ()) -> Plan:
     """The plan of what is left of the model in front of its head, every token and node still on its own.
@@ -51,14 +65,14 @@ def front(config: ViTConfig, circuit: Circuit, ablation_values: Tensor, paramete
     return plan
 
 
-def back(plan: Plan) -> Plan:
-    """The plan that runs: narrowed, grouped, widened, its sums and kernels chosen."""
-    for run_pass in BACK_PASSES:
+def back(plan: Plan, target: str = "cpu") -> Plan:
+    """The plan that runs: narrowed, grouped, widened, its sums and kernels chosen for one of :data:`TARGETS`."""
+    for run_pass in TARGETS[target]:
         plan = run_pass(plan)
     return plan
 
 
-def logits_plan(plan: Plan, parameters: Mapping[str, Tensor]) -> Plan:
+def logits_plan(plan: Plan, parameters: Mapping[str, Tensor], target: str = "cpu") -> Plan:
     """The plan for logits from a front plan. Where nothing depends on the image it is one stored vector."""
     whole = append_head(plan)
-    return fold_constants(whole, parameters) if plan.output.name in plan.constants else back(whole)
+    return fold_constants(whole, parameters) if plan.output.name in plan.constants else back(whole, target)

@@ -13,7 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .plan import Plan
-from .steps import ApplyPattern, Attention, Bias, Embed, Linear, MeanRows, Range, Step, SumNorm, SumNorms, View, Weight
+from .steps import (
+    ApplyPattern,
+    Attention,
+    Bias,
+    Embed,
+    Linear,
+    MeanRows,
+    Mlp,
+    QkvAttention,
+    Range,
+    Step,
+    SumNorm,
+    SumNorms,
+    View,
+    Weight,
+)
 
 
 def run_plan(plan: Plan, images: Tensor, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor],
@@ -31,6 +46,7 @@ class Environment:
 
     def __init__(self, plan: Plan, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor]):
         self.config, self.parameters, self.constants = plan.config, parameters, constants
+        self._whole = plan.values
         self._values: dict[str, Tensor] = {}
         self._first_row: dict[str, int] = {}
 
@@ -43,9 +59,15 @@ class Environment:
         return value[:, view.rows[0] - first: view.rows[1] - first, view.cols[0]: view.cols[1]]
 
     def write(self, view: View, value: Tensor, *, accumulate: bool = False) -> None:
-        """Store a whole value, or add to it."""
-        self._values[view.name] = self._values[view.name] + value if accumulate else value
+        """Store a value or some columns of one, or add to it."""
         self._first_row[view.name] = view.rows[0]
+        whole = self._whole.get(view.name, view)
+        if view.cols == whole.cols:
+            self._values[view.name] = self._values[view.name] + value if accumulate else value
+            return
+        if view.name not in self._values:
+            self._values[view.name] = value.new_empty(*value.shape[:2], whole.width)
+        self._values[view.name][..., view.cols[0]: view.cols[1]] = value
 
     def constant_rows(self, name: str | None, rows: Range) -> Tensor | None:
         """Token rows of a constant [T, D]."""
@@ -138,6 +160,16 @@ def _attention(env: Environment, step: Attention, images: Tensor, ops: ModuleTyp
     env.write(step.out, ops.attention(q, k, v, step.heads, step.head_dim**-0.5))
 
 
+def _qkv_attention(env: Environment, step: QkvAttention, images: Tensor, ops: ModuleType) -> None:
+    for part in (step.qkv, step.attention):
+        env.run(part, images, ops)
+
+
+def _mlp(env: Environment, step: Mlp, images: Tensor, ops: ModuleType) -> None:
+    for part in (step.input, step.up, step.down):
+        env.run(part, images, ops)
+
+
 def _apply_pattern(env: Environment, step: ApplyPattern, images: Tensor, ops: ModuleType) -> None:
     pattern = env.constants[step.pattern][:, step.out.rows[0]: step.out.rows[1]]
     env.write(step.out, ops.apply_pattern(pattern, env.read(step.v)))
@@ -149,5 +181,5 @@ def _mean_rows(env: Environment, step: MeanRows, images: Tensor, ops: ModuleType
 
 _RUN: dict[type[Step], Callable[[Environment, Step, Tensor, ModuleType], None]] = {
     Embed: _embed, SumNorm: _sum_norm, SumNorms: _sum_norms, Linear: _linear, Attention: _attention,
-    ApplyPattern: _apply_pattern, MeanRows: _mean_rows,
+    ApplyPattern: _apply_pattern, MeanRows: _mean_rows, QkvAttention: _qkv_attention, Mlp: _mlp,
 }

@@ -1,10 +1,7 @@
-"""From a plan to the program that the native executor runs in one call.
+"""From a plan to the program that a native executor runs in one call.
 
-A program is a vector of integers (steps over slots of memory) and one float32 blob (packed matrices, biases,
-constants); the format is in kernels/cpu/program.h. Here the affine part of each LayerNorm, LayerScale and shares of
-biases are folded into the matrices:
-
-    ((x * g + c) W^T + b) * s  =  x (s W diag(g))^T + s (b + W c)
+A program is a vector of integers (steps over slots of memory) and one blob of numbers (packed matrices, biases,
+constants); the format is in kernels/cpu/program.h.
 """
 
 from __future__ import annotations
@@ -17,23 +14,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .execute import bias_of, class_token_of, scaled_output_bias, weight_of
+from .execute import class_token_of
+from .fold import folded_offset, folded_product
 from .memory import ALIGN, CUT_IMAGES, row_stride
 from .plan import Plan
-from .steps import ApplyPattern, Attention, Embed, Linear, MeanRows, Step, SumNorm, SumNorms, View, length
+from .steps import (
+    ApplyPattern,
+    Attention,
+    Embed,
+    Linear,
+    MeanRows,
+    Mlp,
+    QkvAttention,
+    Step,
+    SumNorm,
+    SumNorms,
+    View,
+    length,
+)
 
 MAGIC, VERSION = 0x76737067, 2
-PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL = range(1, 8)
+PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL, QKV_ATTENTION, MLP = range(1, 10)
 ARENA, CONSTANT, RESULT = range(3)
 PackLinear = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Program:
-    """``code`` int64 [n] and ``blob`` float32 [m], as ``torch.ops.vitsparse.run_program`` takes them."""
+    """``code`` int64 [n] and ``blob`` [m], as ``torch.ops.vitsparse.run_program`` takes them.
+
+    ``device_code``: the same integers in a GPU's memory, where that is what runs them.
+    """
 
     code: Tensor
     blob: Tensor
+    device_code: Tensor | None = None
+
+    def to(self, like: Tensor) -> Program:
+        """For the GPU and in the dtype of ``like``; the code itself stays, the host reads it too."""
+        return Program(self.code, self.blob.to(like.device, like.dtype), self.code.to(like.device))
+
+
+def pack_rows(weight: np.ndarray) -> np.ndarray:
+    """A matrix [N, K] as the CUDA kernels read it: rows of a multiple of 8 numbers, 16 bytes in half precision."""
+    return np.pad(weight, ((0, 0), (0, -weight.shape[1] % 8))).ravel()
 
 
 def lower(plan: Plan, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor],
@@ -148,24 +172,35 @@ class _Lowering:
 
     def _product(self, source: View, out: View, weight: Tensor, bias: Tensor | None, *, gelu: bool = False,
                  accumulate: bool = False) -> None:
-        packed = self.blob.add(self.pack_linear(np.ascontiguousarray(weight.detach().cpu().float().numpy())))
+        packed = self._packed(weight)
         offset, rows = (-1, 1) if bias is None else (self.blob.add(bias), 1 if bias.ndim == 1 else len(bias))
         self._step(LINEAR, [*self._view(source), *self._view(out), weight.shape[1], weight.shape[0], packed, offset,
                             rows, int(gelu), int(accumulate)])
 
+    def _packed(self, weight: Tensor) -> int:
+        return self.blob.add(self.pack_linear(np.ascontiguousarray(weight.detach().cpu().float().numpy())))
+
     def linear(self, step: Linear) -> None:
-        """A product with the norm's affine part, LayerScale and the share of the bias folded in (in float64)."""
-        weight = weight_of(self.parameters, step.weight).double()
-        bias = bias_of(self.parameters, step.bias)
-        bias = None if bias is None else bias.double()
-        if step.norm is not None:
-            shift = weight @ self.parameters[f"{step.norm}.bias"].double()
-            bias = shift if bias is None else bias + shift
-            weight = weight * self.parameters[f"{step.norm}.weight"].double()
-        if step.scale is not None:
-            scale = self.parameters[step.scale].double()
-            weight, bias = weight * scale[:, None], None if bias is None else bias * scale
-        self._product(step.source, step.out, weight, bias, gelu=step.activation == "gelu", accumulate=step.accumulate)
+        """A product with all that belongs to it folded in."""
+        self._product(step.source, step.out, *folded_product(self.parameters, step), gelu=step.activation == "gelu",
+                      accumulate=step.accumulate)
+
+    def _matrix(self, step: Linear) -> tuple[int, int]:
+        """Where the folded matrix and bias of a product lie (no bias: -1)."""
+        weight, bias = folded_product(self.parameters, step)
+        return self._packed(weight), -1 if bias is None else self.blob.add(bias)
+
+    def qkv_attention(self, step: QkvAttention) -> None:
+        head_dim = step.attention.head_dim
+        self._step(QKV_ATTENTION, [*self._view(step.qkv.source), *self._view(step.attention.out), step.qkv.source.width,
+                                   step.attention.heads, head_dim, *self._matrix(step.qkv), float_bits(head_dim**-0.5)])
+
+    def mlp(self, step: Mlp) -> None:
+        views = [word for view in (*step.input.senders, *step.input.minus) for word in self._view(view)]
+        self._step(MLP, [len(step.input.senders), len(step.input.minus), step.input.out.width,
+                         float_bits(self.plan.config.norm_eps), step.up.out.width, step.down.out.width,
+                         *self._matrix(step.up), *self._matrix(step.down), *self._offset(step.input),
+                         *self._view(step.input.total), *self._view(step.down.out), *views])
 
     def sum_norm(self, step: SumNorm) -> None:
         """One input."""
@@ -187,15 +222,9 @@ class _Lowering:
                               *views, *parts])
 
     def _offset(self, step: SumNorm) -> tuple[int, int]:
-        """Where offset and the b_O before a reader lie, as one constant, and its rows: the b_O alone are one row."""
-        terms = [scaled_output_bias(self.parameters, layer).double() for layer in step.biases]
-        rows = step.out.rows
-        if step.offset is not None:
-            terms.append(self.constants[step.offset][rows[0]: rows[1]].double())
-        if not terms:
-            return -1, 1
-        total = sum(terms[1:], terms[0])
-        return self.blob.add(total), len(total) if total.ndim == 2 else 1
+        """Where the folded offset of a sum lies, and its rows: one, or one for each token."""
+        offset = folded_offset(self.parameters, self.constants, step)
+        return (-1, 1) if offset is None else (self.blob.add(offset), len(offset) if offset.ndim == 2 else 1)
 
     def attention(self, step: Attention) -> None:
         views = [word for view in (step.q, step.k, step.v, step.out) for word in self._view(view)]
@@ -213,6 +242,7 @@ class _Lowering:
 _EMIT: dict[type[Step], Callable[[_Lowering, Step], None]] = {
     Embed: _Lowering.embed, Linear: _Lowering.linear, SumNorm: _Lowering.sum_norm, SumNorms: _Lowering.sum_norms,
     Attention: _Lowering.attention, ApplyPattern: _Lowering.apply_pattern, MeanRows: _Lowering.mean_rows,
+    QkvAttention: _Lowering.qkv_attention, Mlp: _Lowering.mlp,
 }  # type: ignore[dict-item]
 
 

@@ -16,7 +16,22 @@ from torch import Tensor
 from ..circuit.frozen import Frozen
 from ..model.config import ViTConfig
 from .memory import lifetimes, place, sizes
-from .steps import ApplyPattern, Attention, Embed, Linear, MeanRows, Range, Step, SumNorm, SumNorms, View, hull, length
+from .steps import (
+    ApplyPattern,
+    Attention,
+    Embed,
+    Linear,
+    MeanRows,
+    Mlp,
+    QkvAttention,
+    Range,
+    Step,
+    SumNorm,
+    SumNorms,
+    View,
+    hull,
+    length,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +146,10 @@ def _describe(step: Step) -> tuple[str, ...]:
     """A step in a line, or in several."""
     if isinstance(step, SumNorms):
         return f"{len(step.parts)} sums over {len(step.reads)} values", *(f"  {_call(part)}" for part in step.parts)
+    if isinstance(step, QkvAttention | Mlp):
+        parts = (step.qkv, step.attention) if isinstance(step, QkvAttention) else (step.input, step.up, step.down)
+        name = "qkv_attention" if isinstance(step, QkvAttention) else "mlp"
+        return f"{' '.join(map(str, step.writes))} = {name}", *(f"  {_call(part)}" for part in parts)
     return (_call(step),)
 
 

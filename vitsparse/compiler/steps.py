@@ -303,6 +303,51 @@ class MeanRows(Step):
     writes_in: ClassVar = ("out",)
 
 
+@dataclass(frozen=True)
+class QkvAttention(Step):
+    """``qkv`` and the ``attention`` that alone reads what it makes, in one kernel: q, k and v are not stored."""
+
+    qkv: Linear
+    attention: Attention
+
+    @cached_property
+    def reads(self) -> tuple[View, ...]:
+        return self.qkv.reads
+
+    @cached_property
+    def writes(self) -> tuple[View, ...]:
+        return self.attention.writes
+
+    @property
+    def flops(self) -> int:
+        return self.qkv.flops + self.attention.flops
+
+
+@dataclass(frozen=True)
+class Mlp(Step):
+    """``input``, ``up`` and ``down`` in one kernel: neither the normed input nor the hidden units are stored."""
+
+    input: SumNorm
+    up: Linear
+    down: Linear
+
+    @cached_property
+    def reads(self) -> tuple[View, ...]:
+        return self.input.reads
+
+    @cached_property
+    def writes(self) -> tuple[View, ...]:
+        return (*(() if self.input.total is None else (self.input.total,)), self.down.out)
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        return self.input.constants
+
+    @property
+    def flops(self) -> int:
+        return self.up.flops + self.down.flops
+
+
 def hull(a: View, b: View) -> View:
     """The smallest view of one value that covers both."""
     return View(a.name, (min(a.rows[0], b.rows[0]), max(a.rows[1], b.rows[1])),
@@ -321,11 +366,11 @@ def union(ranges: Iterable[Range]) -> tuple[Range, ...]:
 
 
 def joint_name(names: Collection[str]) -> str:
-    """A name for what several values became: ``z.a0.h0-2,5`` for z.a0.h0, z.a0.h1, z.a0.h2 and z.a0.h5."""
+    """A name for what several values became: ``z.a0.h0-2,5`` for z.a0.h0, z.a0.h1-2 and z.a0.h5."""
     first = next(iter(names))
     if len(names) == 1:
         return first
-    stem = first.rstrip("0123456789")
-    numbers = [int(name.removeprefix(stem)) for name in names]
-    runs = union((number, number + 1) for number in numbers)
+    stem = first.rstrip("0123456789,-")
+    numbers = [tuple(map(int, run.split("-"))) for name in names for run in name.removeprefix(stem).split(",")]
+    runs = union((run[0], run[-1] + 1) for run in numbers)
     return stem + ",".join(f"{start}-{stop - 1}" if stop - start > 1 else f"{start}" for start, stop in runs)
