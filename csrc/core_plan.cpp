@@ -1,11 +1,13 @@
-// What the compiler needs to write programs for the CPU, without torch: packing and checking.
+// What the compiler needs to write programs, without torch: packing for the CPU, and checking for both backends.
 #include <pybind11/numpy.h>
 
 #include <stdexcept>
+#include <string>
 
 #include "csrc/core.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/program.h"
+#include "kernels/cuda/program_target.h"
 
 namespace vitsparse {
 namespace {
@@ -27,11 +29,17 @@ Array<float> pack_linear(const Array<float>& weight) {
   return packed;
 }
 
-py::dict validate_program(const Array<int64_t>& program, int64_t weight_count) {
+const format::Target& target_of(const std::string& name) {
+  if (name == "cpu") return cpu::program_target;
+  if (name == "cuda") return cuda::program_target;
+  throw std::invalid_argument("target: expected cpu or cuda, found " + name);
+}
+
+py::dict validate_program(const Array<int64_t>& program, int64_t weight_count, const std::string& target) {
   if (program.ndim() != 1) throw std::invalid_argument("program: expected a vector");
-  const cpu::Words words{program.data(), program.size()};
-  const cpu::ProgramShape shape = cpu::validate_program(words, weight_count);
-  cpu::check_waves(words);
+  const format::Words words{program.data(), program.size()};
+  const format::ProgramShape shape = format::validate_program(words, target_of(target), weight_count);
+  format::check_waves(words);
   py::dict result;
   result["channels"] = shape.channels;
   result["image_size"] = shape.image_size;
@@ -49,7 +57,8 @@ void bind_plan(py::module_& module) {
   module.def("pack_linear", &pack_linear, py::arg("weight"),
              "A float32 matrix [outputs, inputs] in the layout of the CPU kernels, the same on each machine.");
   module.def("validate_program", &validate_program, py::arg("program"), py::arg("weights_size"),
-             "Checks a program against the number of its weights, and that steps which may run at the same time leave "
+             py::arg("target") = "cpu",
+             "Checks a program for `target` (cpu, cuda) against the number of its weights, and that steps which may run at the same time leave "
              "each other's memory alone; returns the sizes of images and result, and the number of waves. Raises "
              "ValueError naming the step and the field.");
 }

@@ -2,6 +2,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "csrc/cpu/tensors.h"
@@ -21,14 +23,14 @@ cpu::Threads threads() { return {static_cast<int64_t>(torch::stable::get_num_thr
 // A checked program with its tensors, ready to run.
 struct Call {
   Tensor images, program, weights, result;
-  cpu::ProgramShape shape;
+  format::ProgramShape shape;
 
   Call(const Tensor& x, const Tensor& words, const Tensor& w)
       : images(contiguous_floats(x, "images")), program(aligned(words, alignof(int64_t))), weights(contiguous_floats(w, "weights")) {
     STD_TORCH_CHECK(program.is_cpu() && program.scalar_type() == torch::headeronly::ScalarType::Long &&
                         program.dim() == 1 && program.is_contiguous(),
                     "program: expected a vector of int64 in CPU memory");
-    shape = cpu::validate_program(this->words(), weights.numel());
+    shape = format::validate_program(this->words(), cpu::program_target, weights.numel());
     STD_TORCH_CHECK(images.dim() == 4 && images.size(1) == shape.channels && images.size(2) == shape.image_size &&
                         images.size(3) == shape.image_size,
                     "images: expected [batch, ", shape.channels, ", ", shape.image_size, ", ", shape.image_size, "]");
@@ -41,7 +43,9 @@ struct Call {
   }
 };
 
-Tensor run_program(const Tensor& images, const Tensor& program, const Tensor& weights) {
+Tensor run_program(const Tensor& images, const Tensor& program, const Tensor& weights,
+                   const std::optional<Tensor>& device_program, const std::string& how) {
+  STD_TORCH_CHECK(!device_program.has_value() && how == "steps", "how: expected \"steps\" on CPU, and no device program");
   const Call call(images, program, weights);
   call.run();
   return call.result;

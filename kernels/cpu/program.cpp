@@ -9,9 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cpu/program_format.h"
+#include "kernels/common/program_refuse.h"
 #include "kernels/cpu/program_machine.h"
-#include "kernels/cpu/program_refuse.h"
 #include "kernels/cpu/program_schedule.h"
 #include "kernels/cpu/workspace.h"
 
@@ -72,11 +71,11 @@ void on_all_threads(const Threads& threads, const Body& body) {
 }
 
 float* arena_for(Words program, int64_t images) {
-  const int64_t floats = format::header(program).arena_floats;
+  const int64_t floats = format::header(program).arena_numbers;
   try {
     return workspace(Purpose::program, floats * images);
   } catch (const std::bad_alloc&) {
-    refuse(-1, {}, "arena floats per image", "what memory holds for " + std::to_string(images) + " images", floats);
+    format::refuse(-1, {}, "arena numbers per image", "what memory holds for " + std::to_string(images) + " images", floats);
   }
 }
 

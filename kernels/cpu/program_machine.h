@@ -1,7 +1,7 @@
 // The steps of a program over some images whose values lie in one arena: from words to kernels and their tasks.
 #pragma once
 #include "kernels/cpu/cost.h"
-#include "kernels/cpu/program_format.h"
+#include "kernels/cpu/program.h"
 #include "kernels/cpu/workspace.h"
 
 namespace vitsparse::cpu {
@@ -21,7 +21,7 @@ struct Work {
 // Belongs to one thread. Several machines may share an arena and run different tasks of a wave.
 class Machine {
  public:
-  // `arena`: header.arena_floats * images floats.
+  // `arena`: header.arena_numbers * images floats.
   Machine(const ProgramRun& run, int64_t first_image, int64_t images, float* arena)
       : program_(run.program), weights_(run.weights), arena_(arena), images_(images) {
     const format::Header h = format::header(program_);
@@ -39,7 +39,7 @@ class Machine {
     switch (step.op) {
       case Op::patches: return format::read<format::Patches>(step.operands).dst.rows;
       case Op::linear: return format::read<format::Linear>(step.operands).dst.rows;
-      case Op::sum_norm: return rows_of_sum(step.operands);
+      case Op::sum_norm: return format::rows_of_sum(step.operands);
       case Op::attention: return format::read<format::Attention>(step.operands).dst.rows;
       case Op::fill: return format::read<format::Fill>(step.operands).dst.rows;
       default: return 1;
@@ -116,7 +116,9 @@ class Machine {
       case Op::apply_pattern: return use(operation(format::read<format::ApplyPattern>(step.operands)));
       case Op::mean_rows: return use(operation(format::read<format::MeanRows>(step.operands)));
       case Op::fill: return use(operation(format::read<format::Fill>(step.operands), slice));
-      case Op::sum_norm: return;
+      case Op::sum_norm:
+      case Op::qkv_attention:  // not on CPU: no valid program has them
+      case Op::mlp: return;
     }
   }
   CutPatches operation(format::Patches s, const Slice* slice) const {
@@ -149,15 +151,11 @@ class Machine {
     return {weights_ + s.constant_offset + first_of(slice) * s.width, rows_of(s.dst), images_, s.dst.rows, s.width};
   }
 
-  static int64_t rows_of_sum(const int64_t* operands) {
-    const auto first = format::first_part(operands);
-    return (first.sum.wanted() ? first.sum : first.normed).rows;
-  }
   Work work_of_sum(const format::Step& step, const Slice* slice) const {
     const auto s = format::read<format::SumNorm>(step.operands);
     const int64_t terms = step.count - format::words_of<format::SumNorm> - s.sources * format::words_of<format::View> -
                           s.parts * format::words_of<format::SumPart>;
-    const int64_t rows = slice ? slice->count : rows_of_sum(step.operands);
+    const int64_t rows = slice ? slice->count : format::rows_of_sum(step.operands);
     return {images_ * rows, sum_norm_flops(s.width, s.sources, s.parts, terms)};
   }
   // Sources and parts in this thread's memory; made once for all chunks of a slice that this machine runs.
@@ -182,7 +180,7 @@ class Machine {
       *next++ = {terms, part.adds, terms + part.adds, part.minuses, offset, stride, rows_in(part.sum),
                  rows_in(part.normed)};
     });
-    sum_ = {sources, s.sources, parts, s.parts, images_, slice ? slice->count : rows_of_sum(operands), s.width,
+    sum_ = {sources, s.sources, parts, s.parts, images_, slice ? slice->count : format::rows_of_sum(operands), s.width,
             format::float_of_bits(s.eps_bits)};
     sum_operands_ = operands;
     sum_first_ = first;

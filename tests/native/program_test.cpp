@@ -1,4 +1,4 @@
-// sources: kernels/cpu/program.cpp kernels/cpu/program_validate.cpp kernels/cpu/program_waves.cpp kernels/cpu/workspace.cpp
+// sources: kernels/cpu/program.cpp kernels/common/program_validate.cpp kernels/common/program_waves.cpp kernels/cpu/workspace.cpp
 //
 // A program gives the same bits whatever threads the caller lends: all of them, fewer, late ones, or one that does
 // everything; and what a kernel throws reaches the caller. The kernels are stand-ins: what they compute is cheap and
@@ -107,8 +107,8 @@ int main() {
   std::vector<float> images(3 * side * side);
   for (size_t i = 0; i < images.size(); ++i) images[i] = static_cast<float>(i * i % 101);
   const Words view{program.data(), static_cast<int64_t>(program.size())};
-  const int64_t waves = validate_program(view, static_cast<int64_t>(weights.size())).waves;
-  check_waves(view);
+  const int64_t waves = vitsparse::format::validate_program(view, program_target, static_cast<int64_t>(weights.size())).waves;
+  vitsparse::format::check_waves(view);
   const auto result = [&](int64_t batch, const Threads& threads) {
     std::vector<float> out(batch * rows * width, -1.f);
     std::vector<double> times(waves);

@@ -208,7 +208,7 @@ def test_terms_of_a_sum_must_exist():
         p.sum_norms([p.view(source)], 6, 1e-5, [w.Part([0], normed=p.view(first)), part])
         if match is None:  # an offset past the end of the weights
             p.weights, p.stored = p.weights[:1], 16
-            match = "floats left"
+            match = "numbers left"
         refused(p, match)
 
 
@@ -278,7 +278,7 @@ def test_a_profile_has_a_time_for_each_wave(threads, batch):
         assert 0 < times.sum() < 1e7
     with pytest.raises(InputError, match="at least 1"):
         profile_program(images, words, blob, repeats=0)
-    with pytest.raises(InputError, match="floats left"):
+    with pytest.raises(InputError, match="numbers left"):
         profile_program(images, words, blob[:100])
 
 
@@ -324,7 +324,7 @@ def test_truncated_and_extended_programs_are_refused():
             native.core().validate_program(words[:length].numpy(), blob.numel())
     with pytest.raises(ValueError, match="no words after the last step, found 1"):
         native.core().validate_program(torch.cat([words, words[:1]]).numpy(), blob.numel())
-    with pytest.raises(ValueError, match="floats left, of 100"):
+    with pytest.raises(ValueError, match="numbers left, of 100"):
         native.core().validate_program(words.numpy(), 100)
 
 

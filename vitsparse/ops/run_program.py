@@ -3,8 +3,9 @@
 This file owns the contract.
 
     cpu   kernels/cpu/program*.{h,cpp},  bound by csrc/cpu/run_program.cpp
+    cuda  kernels/cuda/program*,         bound by csrc/cuda/run_program.cpp
 
-The words of a program are described in kernels/cpu/program.h and program_format.h; the compiler writes them.
+The words of a program are described in kernels/common/program_format.h; the compiler writes them.
 """
 
 from __future__ import annotations
@@ -19,15 +20,21 @@ from .backend import choose
 from .checks import expect
 
 
-def run_program(images: Tensor, program: Tensor, weights: Tensor) -> Tensor:
-    """The result [B, rows, width] of ``program`` on ``images``, all in CPU memory; inference only, no gradient.
+def run_program(images: Tensor, program: Tensor, weights: Tensor, device_program: Tensor | None = None,
+                how: str = "steps") -> Tensor:
+    """The result [B, rows, width] of ``program`` on ``images``; inference only, no gradient.
 
-    ``images``: float32 [B, C, S, S]; ``program``: int64 vector; ``weights``: float32 vector of every constant that
-    the program names. Every word is checked on every call, so that a wrong program raises and never reads or writes
+    ``images``: [B, C, S, S], float32 in CPU memory, or float32, float16 or bfloat16 on a GPU; ``program``: int64 vector
+    in CPU memory, written for that backend; ``weights``: vector of every constant that the program names, dtype and
+    device of the images. Every word is checked on every call, so that a wrong program raises and never reads or writes
     outside its memory; that steps which may run at once leave each other's memory alone is checked where a program is
     made (``_core.validate_program``). Raises :class:`~vitsparse.errors.InputError` naming the step and the field.
+
+    On a GPU, ``device_program`` is the copy of the program there (trusted; None: copied on each call), and ``how`` is
+    ``steps`` (launches of the ops' own kernels), ``waves`` (one launch for all steps of a wave) or ``persistent`` (one
+    launch that stays for all waves: for a single image).
     """
-    return _checked(call, images, program, weights)
+    return _checked(call, images, program, weights, device_program, how)
 
 
 def profile_program(images: Tensor, program: Tensor, weights: Tensor, repeats: int = 20) -> Tensor:
@@ -38,31 +45,37 @@ def profile_program(images: Tensor, program: Tensor, weights: Tensor, repeats: i
     :func:`run_program`; ``repeats`` is at least 1.
     """
     expect(repeats >= 1, "profile_program: repeats", "at least 1", repeats)
+    expect(images.device.type == "cpu", "profile_program: images", "in CPU memory", images.device)
     return _checked(torch.ops.vitsparse.profile_program.default, images, program, weights, repeats)
 
 
-def _checked(op: Callable[..., Tensor], images: Tensor, program: Tensor, weights: Tensor, *more: int) -> Tensor:
+def _checked(op: Callable[..., Tensor], images: Tensor, program: Tensor, weights: Tensor, *more: object) -> Tensor:
     """``op`` on these arguments; raises :class:`InputError`."""
-    expect(images.dim() == 4 and images.dtype == torch.float32, "run_program: images", "float32 [B, C, S, S]",
-           f"{images.dtype} {list(images.shape)}")
-    expect(weights.dim() == 1 and weights.dtype == torch.float32, "run_program: weights", "a float32 vector",
+    dtypes = DTYPES.get(images.device.type, ())
+    expect(images.dim() == 4 and images.dtype in dtypes, "run_program: images",
+           f"{' or '.join(map(str, dtypes))} [B, C, S, S]", f"{images.dtype} {list(images.shape)}")
+    expect(weights.dim() == 1 and weights.dtype == images.dtype, "run_program: weights", f"a {images.dtype} vector",
            f"{weights.dtype} {list(weights.shape)}")
     expect(program.dim() == 1 and program.dtype == torch.int64, "run_program: program", "an int64 vector",
            f"{program.dtype} {list(program.shape)}")
-    choose("cpu", images.device.type, ("cpu",))
+    choose(images.device.type, images.device.type, (images.device.type,))
     try:
         return op(images, program, weights, *more)
     except (RuntimeError, ValueError) as error:
         raise InputError("the program cannot run", where="run_program", found=str(error).splitlines()[0]) from error
 
 
-torch.library.define("vitsparse::run_program", "(Tensor images, Tensor program, Tensor weights) -> Tensor")
+DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
+
+torch.library.define("vitsparse::run_program", "(Tensor images, Tensor program, Tensor weights, "
+                     "Tensor? device_program=None, str how='steps') -> Tensor")
 torch.library.define("vitsparse::profile_program",
                      "(Tensor images, Tensor program, Tensor weights, int repeats) -> Tensor")
 
 
 @torch.library.register_fake("vitsparse::run_program")
-def _fake(images: Tensor, program: Tensor, weights: Tensor) -> Tensor:
+def _fake(images: Tensor, program: Tensor, weights: Tensor, device_program: Tensor | None = None,
+          how: str = "steps") -> Tensor:
     """The shape depends on the words of the program, which tracing does not see: two unbacked sizes."""
     context = torch.library.get_ctx()
     return images.new_empty((images.shape[0], context.new_dynamic_size(), context.new_dynamic_size()))

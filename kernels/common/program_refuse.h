@@ -3,22 +3,24 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernels/cpu/program_format.h"
+#include "kernels/common/program_format.h"
 
-namespace vitsparse::cpu {
+namespace vitsparse::format {
 
-inline const char* name_of(format::Op op) {
-  static const char* names[] = {"PATCHES", "LINEAR", "SUM_NORM", "ATTENTION", "APPLY_PATTERN", "MEAN_ROWS", "FILL"};
+inline const char* name_of(Op op) {
+  static const char* names[] = {"PATCHES",       "LINEAR",    "SUM_NORM", "ATTENTION",
+                                "APPLY_PATTERN", "MEAN_ROWS", "FILL",     "QKV_ATTENTION",
+                                "MLP"};
   const int64_t code = static_cast<int64_t>(op);
-  return code >= 1 && code <= 7 ? names[code - 1] : "unknown";
+  return code >= 1 && code <= 9 ? names[code - 1] : "unknown";
 }
 
 // `step` -1: the fault lies outside of the steps. Throws std::invalid_argument.
-[[noreturn]] inline void refuse(int64_t step, format::Op op, const char* field, const std::string& expected,
+[[noreturn]] inline void refuse(int64_t step, Op op, const char* field, const std::string& expected,
                                 int64_t found) {
   const std::string where = step < 0 ? "" : "step " + std::to_string(step) + " (" + name_of(op) + "), ";
   throw std::invalid_argument("program: " + where + field + ": expected " + expected + ", found " +
                               std::to_string(found));
 }
 
-}  // namespace vitsparse::cpu
+}  // namespace vitsparse::format

@@ -1,19 +1,19 @@
 // Race freedom: what the steps of one wave touch, compared. Values in the arena that are alive together lie apart, so
 // after sorting by address only views of the same slot meet, and time grows with the words.
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <vector>
 
-#include "kernels/cpu/program_refuse.h"
+#include "kernels/common/program_refuse.h"
+#include "kernels/common/program_validate.h"
 
-namespace vitsparse::cpu {
+namespace vitsparse::format {
 namespace {
-
-using namespace format;
 
 struct Access {
   View view;
-  int64_t columns, begin, end;  // memory of the whole slot: floats of the arena
+  int64_t columns, begin, end;  // memory of the whole slot: numbers of the arena
   int64_t step;
   Op op;
   bool written;
@@ -59,27 +59,29 @@ class WaveChecker {
   void collect(const Step& step) {
     switch (step.op) {
       case Op::patches: return collect(read<Patches>(step.operands));
-      case Op::linear: return collect(read<format::Linear>(step.operands));
+      case Op::linear: return collect(read<Linear>(step.operands));
       case Op::sum_norm: return collect_sum_norm(step.operands);
-      case Op::attention: return collect(read<format::Attention>(step.operands));
-      case Op::apply_pattern: return collect(read<format::ApplyPattern>(step.operands));
+      case Op::attention: return collect(read<Attention>(step.operands));
+      case Op::apply_pattern: return collect(read<ApplyPattern>(step.operands));
       case Op::mean_rows: return collect(read<MeanRows>(step.operands));
       case Op::fill: return collect(read<Fill>(step.operands));
+      case Op::qkv_attention: return collect(read<QkvAttention>(step.operands));
+      case Op::mlp: return collect_mlp(step.operands);
     }
   }
   void collect(const Patches& s) {
     const Header h = header(program_);
     writes(s.dst, h.channels * s.patch * s.patch);
   }
-  void collect(const format::Linear& s) {
+  void collect(const Linear& s) {
     reads(s.src, s.inputs);
     writes(s.dst, s.outputs);
   }
-  void collect(const format::Attention& s) {
+  void collect(const Attention& s) {
     for (const View& view : {s.q, s.k, s.v}) reads(view, s.heads * s.head_dim);
     writes(s.dst, s.heads * s.head_dim);
   }
-  void collect(const format::ApplyPattern& s) {
+  void collect(const ApplyPattern& s) {
     reads(s.v, s.heads * s.head_dim);
     writes(s.dst, s.heads * s.head_dim);
   }
@@ -88,9 +90,19 @@ class WaveChecker {
     writes(s.dst, s.width);
   }
   void collect(const Fill& s) { writes(s.dst, s.width); }
+  void collect(const QkvAttention& s) {
+    reads(s.src, s.inputs);
+    writes(s.dst, s.heads * s.head_dim);
+  }
+  void collect_mlp(const int64_t* operands) {
+    const auto s = read<Mlp>(operands);
+    for (int64_t i = 0; i < s.adds + s.minuses; ++i) reads(source_of_mlp(operands, i), s.width);
+    if (s.sum.wanted()) writes(s.sum, s.width);
+    writes(s.dst, s.outputs);
+  }
 
   void collect_sum_norm(const int64_t* operands) {
-    const auto head = read<format::SumNorm>(operands);
+    const auto head = read<SumNorm>(operands);
     for (int64_t i = 0; i < head.sources; ++i) reads(source_of_sum(operands, i), head.width);
     for_each_part(operands, [&](const SumPart& part, const int64_t*) {
       for (const View& view : {part.sum, part.normed})
@@ -101,7 +113,7 @@ class WaveChecker {
 
   // A source that a part overwrites is gone for the parts after it.
   void check_overwritten(const int64_t* operands) {
-    const auto head = read<format::SumNorm>(operands);
+    const auto head = read<SumNorm>(operands);
     std::vector<View> gone;
     for_each_part(operands, [&](const SumPart& part, const int64_t* terms) {
       for (int64_t t = 0; t < part.adds + part.minuses && !gone.empty(); ++t)
@@ -145,4 +157,4 @@ class WaveChecker {
 
 void check_waves(Words program) { WaveChecker(program).run(); }
 
-}  // namespace vitsparse::cpu
+}  // namespace vitsparse::format

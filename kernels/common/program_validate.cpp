@@ -1,22 +1,22 @@
 // Memory safety: every word that leads to memory is compared with the sizes at hand, in time linear in the words.
+#include "kernels/common/program_validate.h"
+
 #include <string>
+#include <vector>
 
-#include "kernels/cpu/layout.h"
-#include "kernels/cpu/program_refuse.h"
-#include "kernels/cpu/workspace.h"
+#include "kernels/common/program_refuse.h"
 
-namespace vitsparse::cpu {
+namespace vitsparse::format {
 namespace {
-
-using namespace format;
 
 // Extents are small enough that the product of three of them fits in 63 bits, so no check below can overflow.
 constexpr int64_t max_extent = 1 << 20;
-constexpr int64_t max_floats = int64_t{1} << 28;  // 1 GiB of values an image: no program may ask for any memory it likes
+constexpr int64_t max_numbers = int64_t{1} << 28;  // values an image: no program may ask for any memory it likes
 
 class Validator {
  public:
-  Validator(Words program, int64_t weight_count) : program_(program), weights_(weight_count) {}
+  Validator(Words program, const Target& target, int64_t weight_count)
+      : program_(program), target_(target), weights_(weight_count) {}
 
   ProgramShape run() {
     check_header();
@@ -54,10 +54,13 @@ class Validator {
     if (found < low || found > high) fail(field, std::to_string(low) + " to " + std::to_string(high), found);
   }
   void require_extent(const char* field, int64_t found) const { require_range(field, 1, max_extent, found); }
-  // `floats` floats from `offset` on lie within the weights.
-  void require_weights(const char* field, int64_t offset, int64_t floats) const {
-    if (offset >= 0 && floats <= weights_ && offset <= weights_ - floats) return;
-    fail(field, "an offset with " + std::to_string(floats) + " floats left, of " + std::to_string(weights_), offset);
+  // `numbers` numbers from `offset` on lie within the weights.
+  void require_weights(const char* field, int64_t offset, int64_t numbers) const {
+    if (offset >= 0 && numbers <= weights_ && offset <= weights_ - numbers) return;
+    fail(field, "an offset with " + std::to_string(numbers) + " numbers left, of " + std::to_string(weights_), offset);
+  }
+  void require_matrix(const char* field, int64_t offset, int64_t outputs, int64_t inputs) const {
+    require_weights(field, offset, target_.matrix_size(outputs, inputs));
   }
 
   void check_header() {
@@ -67,7 +70,7 @@ class Validator {
     require_equal("version", version, header_.version);
     require_range("slots", 1, max_extent, header_.slots);
     require_range("steps", 0, max_extent, header_.steps);
-    require_range("arena floats per image", 0, max_floats, header_.arena_floats);
+    require_range("arena numbers per image", 0, max_numbers, header_.arena_numbers);
     require_extent("channels", header_.channels);
     require_extent("image size", header_.image_size);
     require_range("output slot", 0, header_.slots - 1, header_.output_slot);
@@ -80,13 +83,13 @@ class Validator {
     require_range("space of a slot", 0, 2, static_cast<int64_t>(s.space));
     require_extent("rows of a slot", s.rows);
     require_extent("width of a slot", s.width);
-    require_range("floats of a slot", 1, max_floats, s.rows * s.width);
+    require_range("numbers of a slot", 1, max_numbers, s.rows * s.width);
     if ((s.space == Space::result) != (i == header_.output_slot))
       fail("space of a slot", "2 (the result) for the output slot and for no other", static_cast<int64_t>(s.space));
     if (s.space == Space::constant) require_weights("offset of a constant slot", s.offset, s.rows * s.width);
     if (s.space == Space::arena) {
-      require_range("offset of an arena slot", 0, header_.arena_floats, s.offset);
-      require_range("end of an arena slot", 0, header_.arena_floats, s.offset + s.rows * s.width);
+      require_range("offset of an arena slot", 0, header_.arena_numbers, s.offset);
+      require_range("end of an arena slot", 0, header_.arena_numbers, s.offset + s.rows * s.width);
     }
   }
 
@@ -112,14 +115,23 @@ class Validator {
   void check_step(const Step& step) const {
     switch (step.op) {
       case Op::patches: return check(operands<Patches>(step));
-      case Op::linear: return check(operands<format::Linear>(step));
+      case Op::linear: return check(operands<Linear>(step));
       case Op::sum_norm: return check_sum_norm(step);
-      case Op::attention: return check(operands<format::Attention>(step));
-      case Op::apply_pattern: return check(operands<format::ApplyPattern>(step));
+      case Op::attention: return check(operands<Attention>(step));
+      case Op::apply_pattern: return check(operands<ApplyPattern>(step));
       case Op::mean_rows: return check(operands<MeanRows>(step));
       case Op::fill: return check(operands<Fill>(step));
+      case Op::qkv_attention:
+        require_fused(step.op);
+        return check(operands<QkvAttention>(step));
+      case Op::mlp:
+        require_fused(step.op);
+        return check_mlp(step);
     }
-    fail("opcode", "1 to 7", static_cast<int64_t>(step.op));
+    fail("opcode", "1 to 9", static_cast<int64_t>(step.op));
+  }
+  void require_fused(Op op) const {
+    require(target_.fused_steps, "opcode", "1 to 7: this step is not for this backend", static_cast<int64_t>(op));
   }
 
   void check(const Patches& s) const {
@@ -130,13 +142,13 @@ class Validator {
     check_written(s.dst, header_.channels * s.patch * s.patch);
   }
 
-  void check(const format::Linear& s) const {
+  void check(const Linear& s) const {
     require_extent("inputs", s.inputs);
     require_extent("outputs", s.outputs);
     check_view("source", s.src, s.inputs);
     check_written(s.dst, s.outputs);
     require_equal("rows of the destination", s.src.rows, s.dst.rows);
-    require_weights("packed offset", s.packed_offset, packed_size(s.outputs, s.inputs));
+    require_matrix("packed offset", s.packed_offset, s.outputs, s.inputs);
     if (s.bias_offset != -1) {
       if (s.bias_rows != 1) require_equal("bias rows (if not 1)", s.dst.rows, s.bias_rows);
       require_weights("bias offset", s.bias_offset, s.bias_rows * s.outputs);
@@ -146,14 +158,13 @@ class Validator {
   }
 
   void check_sum_norm(const Step& step) const {
-    require(step.count >= words_of<format::SumNorm>, "operand count", "at least 4", step.count);
-    const auto head = read<format::SumNorm>(step.operands);
+    require(step.count >= words_of<SumNorm>, "operand count", "at least 4", step.count);
+    const auto head = read<SumNorm>(step.operands);
     require_range("number of sources", 0, max_extent, head.sources);
-    const int64_t left = step.count - words_of<format::SumNorm> - head.sources * words_of<View>;
-    require(left >= words_of<format::SumPart>, "operand count", "words for all sources and a part", step.count);
-    require_range("number of parts", 1, left / words_of<format::SumPart>, head.parts);
-    const auto first = read<format::SumPart>(step.next() - left);
-    const int64_t rows = (first.sum.wanted() ? first.sum : first.normed).rows;
+    const int64_t left = step.count - words_of<SumNorm> - head.sources * words_of<View>;
+    require(left >= words_of<SumPart>, "operand count", "words for all sources and a part", step.count);
+    require_range("number of parts", 1, left / words_of<SumPart>, head.parts);
+    const int64_t rows = rows_of_sum(step.operands);
     for (int64_t i = 0; i < head.sources; ++i) {
       const View source = source_of_sum(step.operands, i);
       check_view("source", source, head.width);
@@ -162,13 +173,14 @@ class Validator {
     check_parts(head, rows, step.next() - left, left);
   }
   // `left` words from `words` on are exactly the parts.
-  void check_parts(const format::SumNorm& head, int64_t rows, const int64_t* words, int64_t left) const {
-    bool* stores = workspace_of<bool>(Purpose::parts, head.parts);
+  void check_parts(const SumNorm& head, int64_t rows, const int64_t* words, int64_t left) const {
+    static thread_local std::vector<char> stores;  // kept, so that checking allocates nothing from the second call on
+    stores.resize(head.parts);
     for (int64_t i = 0; i < head.parts; ++i) {
-      require(left >= words_of<format::SumPart>, "operand count", "words for all parts", left);
-      const auto part = read<format::SumPart>(words);
-      words += words_of<format::SumPart>;
-      left -= words_of<format::SumPart>;
+      require(left >= words_of<SumPart>, "operand count", "words for all parts", left);
+      const auto part = read<SumPart>(words);
+      words += words_of<SumPart>;
+      left -= words_of<SumPart>;
       check_part(part, head.width, rows);
       require_range("number of terms added", 0, left, part.adds);
       require_range("number of terms taken away", 0, left - part.adds, part.minuses);
@@ -183,7 +195,7 @@ class Validator {
     }
     require(left == 0, "operand count", "no words after the last part", left);
   }
-  void check_part(const format::SumPart& part, int64_t width, int64_t rows) const {
+  void check_part(const SumPart& part, int64_t width, int64_t rows) const {
     require(part.sum.wanted() || part.normed.wanted(), "destination", "a sum or a normed slot", -1);
     for (const View& written : {part.sum, part.normed}) {
       if (!written.wanted()) continue;
@@ -195,7 +207,7 @@ class Validator {
     require_weights("offset", part.offset_offset, part.offset_rows * width);
   }
 
-  void check(const format::Attention& s) const {
+  void check(const Attention& s) const {
     require_extent("heads", s.heads);
     require_extent("head dimension", s.head_dim);
     const int64_t columns = s.heads * s.head_dim;
@@ -205,7 +217,7 @@ class Validator {
     require_equal("rows of the values", s.k.rows, s.v.rows);
   }
 
-  void check(const format::ApplyPattern& s) const {
+  void check(const ApplyPattern& s) const {
     require_extent("heads", s.heads);
     require_extent("head dimension", s.head_dim);
     const int64_t columns = s.heads * s.head_dim;
@@ -225,7 +237,48 @@ class Validator {
     require_weights("constant offset", s.constant_offset, s.dst.rows * s.width);
   }
 
+  void check(const QkvAttention& s) const {
+    require_extent("inputs", s.inputs);
+    require_extent("heads", s.heads);
+    require_extent("head dimension", s.head_dim);
+    const int64_t columns = s.heads * s.head_dim;
+    check_view("source", s.src, s.inputs);
+    check_written(s.dst, columns);
+    require_equal("rows of the destination", s.src.rows, s.dst.rows);
+    require_matrix("weight offset", s.weight_offset, 3 * columns, s.inputs);
+    if (s.bias_offset != -1) require_weights("bias offset", s.bias_offset, 3 * columns);
+  }
+
+  void check_mlp(const Step& step) const {
+    require(step.count >= words_of<Mlp>, "operand count", "at least 20", step.count);
+    const auto s = read<Mlp>(step.operands);
+    const int64_t views = (step.count - words_of<Mlp>) / words_of<View>;
+    require_range("number of terms added", 0, views, s.adds);
+    require_range("number of terms taken away", 0, views - s.adds, s.minuses);
+    require_equal("operand count", words_of<Mlp> + (s.adds + s.minuses) * words_of<View>, step.count);
+    require_extent("hidden units", s.hidden);
+    require_extent("outputs", s.outputs);
+    check_written(s.dst, s.outputs);
+    const int64_t rows = s.dst.rows;
+    if (s.sum.wanted()) check_written(s.sum, s.width);
+    require_extent("width", s.width);
+    if (s.sum.wanted()) require_equal("rows of the sum", rows, s.sum.rows);
+    for (int64_t i = 0; i < s.adds + s.minuses; ++i) {
+      const View source = source_of_mlp(step.operands, i);
+      check_view("source", source, s.width);
+      require_equal("rows of a source", rows, source.rows);
+    }
+    require_matrix("first weight offset", s.weight1_offset, s.hidden, s.width);
+    require_weights("first bias offset", s.bias1_offset, s.hidden);
+    require_matrix("second weight offset", s.weight2_offset, s.outputs, s.hidden);
+    if (s.bias2_offset != -1) require_weights("second bias offset", s.bias2_offset, s.outputs);
+    if (s.offset_offset == -1) return;
+    if (s.offset_rows != 1) require_equal("offset rows (if not 1)", rows, s.offset_rows);
+    require_weights("offset", s.offset_offset, s.offset_rows * s.width);
+  }
+
   Words program_;
+  const Target& target_;
   int64_t weights_;
   Header header_{};
   int64_t step_ = -1, wave_ = 0;
@@ -234,6 +287,8 @@ class Validator {
 
 }  // namespace
 
-ProgramShape validate_program(Words program, int64_t weight_count) { return Validator(program, weight_count).run(); }
+ProgramShape validate_program(Words program, const Target& target, int64_t weight_count) {
+  return Validator(program, target, weight_count).run();
+}
 
-}  // namespace vitsparse::cpu
+}  // namespace vitsparse::format
