@@ -14,6 +14,12 @@ struct LinearParams {
   bool gelu, accumulate;
 };
 
+// What one block computes of dst: 128 x 128, 64 x 64, or 16 x 32 with its eight warps sharing the inputs.
+enum class LinearTile : int { large, medium, small };
+
+// The tile that is done first, by a rough model of waves of blocks.
+LinearTile linear_tile(const LinearParams& params, const Context& context);
+
 cudaError_t linear(const LinearParams& params, const Context& context);
 
 }  // namespace vitsparse::cuda

@@ -1,0 +1,357 @@
+// dst = activation(src W^T + bias) (+ dst): one tile of dst per task, by the 256 threads of a block.
+//
+//   linear_task<level, T, half_sums>(params, tile, task)   task < linear_tasks(params, tile); all 256 threads; ends synchronised
+//   linear_tasks(params, tile)                             tasks of a product
+//   linear_shared<level, T>(params, tile)                  bytes of shared memory that its tasks use, from the beginning
+//
+// The rows of all images are one list. A slice of the inputs of both factors lies in shared memory in rows of 64 bytes,
+// one table of such rows per warp along k, and each warp multiplies 32 columns of its own table. Slices go round in a ring:
+// from sm80 on cp.async fills two slices ahead; on sm75 a thread holds the next slice in registers while it multiplies.
+// Rows and columns beyond the end repeat the last one and are not written; inputs beyond the end are zero.
+// Sums are float; with half_sums those of 32 inputs add up in float16 first.
+#pragma once
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/tile.cuh"
+
+namespace vitsparse::cuda {
+
+template <int rows_, int columns_, int warps_m_, int warps_n_, int warps_k_>
+struct LinearShape {
+  static constexpr int rows = rows_, columns = columns_, warps_m = warps_m_, warps_n = warps_n_, warps_k = warps_k_;
+  static constexpr int m_tiles = rows / warps_m / 16;  // of 16 rows in one warp, which has 32 columns
+  static constexpr int table = (rows + columns) * 64;  // bytes: rows of src, then rows of the weight
+  static constexpr int stage = table * warps_k;
+  static_assert(columns == 32 * warps_n && warps_m * warps_n * warps_k == 8);
+};
+using LargeLinear = LinearShape<128, 128, 2, 4, 1>;
+using MediumLinear = LinearShape<64, 64, 2, 2, 2>;
+using SmallLinear = LinearShape<16, 32, 1, 1, 8>;
+
+template <Level level>
+constexpr int linear_stages = level == Level::sm75 ? 2 : 3;
+
+constexpr int linear_strip = 40;  // floats from row to row of a warp's 16 x 32 results in shared memory
+constexpr int linear_strips = 8 * 16 * linear_strip * static_cast<int>(sizeof(float));
+
+struct LinearSize { int rows, columns, warps_k; };
+__host__ __device__ inline LinearSize linear_size(LinearTile tile) {
+  switch (tile) {
+    case LinearTile::large: return {LargeLinear::rows, LargeLinear::columns, LargeLinear::warps_k};
+    case LinearTile::medium: return {MediumLinear::rows, MediumLinear::columns, MediumLinear::warps_k};
+    default: return {SmallLinear::rows, SmallLinear::columns, SmallLinear::warps_k};
+  }
+}
+
+__host__ __device__ inline int linear_tasks(const LinearParams& params, LinearTile tile) {
+  const LinearSize size = linear_size(tile);
+  return ceil_div(params.batch * params.rows, size.rows) * ceil_div(params.outputs, size.columns);
+}
+
+template <Level level, class T>
+__host__ __device__ int linear_shared(const LinearParams& params, LinearTile tile) {
+  const LinearSize size = linear_size(tile);
+  const int slices = ceil_div(params.inputs * static_cast<int>(sizeof(T)), 64 * size.warps_k);
+  const int stages = slices < linear_stages<level> ? slices : linear_stages<level>;
+  const int ring = stages * (size.rows + size.columns) * 64 * size.warps_k;
+  return ring > linear_strips ? ring : linear_strips;
+}
+
+// Where 16 bytes of a row of 64 lie, such that the eight rows that load_matrices() reads at once lie in different banks.
+__device__ __forceinline__ int linear_place(int row, int chunk) { return row * 64 + 16 * (chunk ^ (row / 2 % 4)); }
+
+template <int bytes>
+__device__ __forceinline__ bool aligned_to(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+// The first `numbers` numbers and then zeros, as 16 bytes.
+template <class T>
+__device__ __forceinline__ uint4 read_16(const T* from, int numbers, bool aligned) {
+  if (aligned && numbers >= per_16_bytes<T>) return *reinterpret_cast<const uint4*>(from);
+  T read[per_16_bytes<T>];
+#pragma unroll
+  for (int i = 0; i < per_16_bytes<T>; ++i) read[i] = i < numbers ? from[i] : from_float<T>(0.f);
+  uint4 value;
+  memcpy(&value, read, 16);
+  return value;
+}
+
+// What one thread copies of each slice: 16 bytes of one row in each of `passes` passes over the rows of both factors.
+template <Level level, class T, class Shape>
+struct LinearLoader {
+  static constexpr int chunks = 4 * Shape::warps_k, rows_a_pass = 256 / chunks;
+  static constexpr int passes = (Shape::rows + Shape::columns) / rows_a_pass;
+  static_assert(Shape::rows % rows_a_pass == 0 && rows_a_pass % 8 == 0);
+
+  const T* from[passes];
+  uint4 held[level == Level::sm75 ? passes : 1];
+  int numbers;  // left in the rows from this thread's next chunk on
+  int place;    // of the first pass in a stage
+  bool aligned;
+
+  __device__ LinearLoader(const LinearParams& params, int row0, int column0) {
+    const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks, skip = chunk * per_16_bytes<T>;
+    numbers = params.inputs - skip;
+    place = chunk / 4 * Shape::table + linear_place(first, chunk % 4);
+    aligned = true;
+#pragma unroll
+    for (int i = 0; i < passes; ++i) {
+      const int r = first + i * rows_a_pass;
+      from[i] = (r < Shape::rows ? row_of_src(params, row0 + r) : row_of_weight(params, column0 + r - Shape::rows)) + skip;
+      aligned = aligned && aligned_to<16>(from[i]);
+    }
+  }
+
+  // Begins to copy the next slice; on sm75 finish() puts it where it belongs. `stage` is free, and null after the last.
+  __device__ __forceinline__ void begin(unsigned char* stage) {
+    if (stage != nullptr) {
+#pragma unroll
+      for (int i = 0; i < passes; ++i) begin_row(i, stage + place + i * rows_a_pass * 64);
+      numbers -= chunks * per_16_bytes<T>;
+    }
+    commit_copies<level>();
+  }
+  __device__ __forceinline__ void finish(unsigned char* stage) {
+    if constexpr (level == Level::sm75) {
+      if (stage == nullptr) return;
+#pragma unroll
+      for (int i = 0; i < passes; ++i) *reinterpret_cast<uint4*>(stage + place + i * rows_a_pass * 64) = held[i];
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void begin_row(int i, unsigned char* to) {
+    if constexpr (level == Level::sm75) {
+      held[i] = read_16(from[i], numbers, aligned);
+    } else if (aligned) {
+      const int bytes = numbers * static_cast<int>(sizeof(T));
+      copy_16<level>(to, from[i], bytes < 0 ? 0 : bytes > 16 ? 16 : bytes);
+    } else {
+      *reinterpret_cast<uint4*>(to) = read_16(from[i], numbers, false);
+    }
+    from[i] += chunks * per_16_bytes<T>;
+  }
+  __device__ static const T* row_of_src(const LinearParams& params, int row) {
+    const int last = params.batch * params.rows - 1, r = row < last ? row : last, image = r / params.rows;
+    return static_cast<const T*>(params.src.data) + image * params.src.image_stride +
+           (r - image * params.rows) * params.src.row_stride;
+  }
+  __device__ static const T* row_of_weight(const LinearParams& params, int row) {
+    const int last = params.outputs - 1, r = row < last ? row : last;
+    return static_cast<const T*>(params.weight) + r * params.weight_stride;
+  }
+};
+
+// sums[16 * m_tiles x 32] += rows of a times rows of b, each of 64 bytes.
+template <Level level, class T, bool half_sums, int m_tiles>
+struct LinearProduct {
+  __device__ static void add(float (&sums)[m_tiles][4][4], const unsigned char* a, const unsigned char* b) {
+    const int lane = threadIdx.x % 32;
+    uint32_t right[2][2][4];  // 16 inputs each, 16 columns each
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        load_matrices(right[k][n], b + linear_place(16 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+    }
+#pragma unroll
+    for (int m = 0; m < m_tiles; ++m) {
+      uint32_t left[2][4];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) load_matrices(left[k], a + linear_place(16 * m + lane % 16, 2 * k + lane / 16));
+      if constexpr (half_sums) {
+        uint32_t part[4][2] = {};
+        multiply(part, left, right);
+        add_halves(sums[m], part);
+      } else {
+        multiply(sums[m], left, right);
+      }
+    }
+  }
+
+ private:
+  template <class Sum>
+  __device__ __forceinline__ static void multiply(Sum (&sums)[4], const uint32_t (&left)[2][4],
+                                                  const uint32_t (&right)[2][2][4]) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const uint32_t column[2] = {right[k][n / 2][n % 2 * 2], right[k][n / 2][n % 2 * 2 + 1]};
+        TensorCore<level, T>::mma(sums[n], left[k], column);
+      }
+    }
+  }
+  __device__ __forceinline__ static void add_halves(float (&sums)[4][4], const uint32_t (&part)[4][2]) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        __half number[2];
+        memcpy(number, &part[n][i / 2], 4);
+        sums[n][i] += to_float(number[i % 2]);
+      }
+    }
+  }
+};
+
+// float32: the same sums in the same places, one multiply-add after the other.
+template <Level level, bool half_sums, int m_tiles>
+struct LinearProduct<level, float, half_sums, m_tiles> {
+  __device__ static void add(float (&sums)[m_tiles][4][4], const unsigned char* a, const unsigned char* b) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    for (int k = 0; k < 16; ++k) {
+      float column[4][2];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) column[i / 2][i % 2] = number(b, 8 * (i / 2) + 2 * t + i % 2, k);
+#pragma unroll
+      for (int i = 0; i < 2 * m_tiles; ++i) {
+        const float left = number(a, 8 * i + g, k);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sums[i / 2][j / 2][i % 2 * 2 + j % 2] += left * column[j / 2][j % 2];
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static float number(const unsigned char* rows, int row, int k) {
+    return reinterpret_cast<const float*>(rows + linear_place(row, k / 4))[k % 4];
+  }
+};
+
+// values += the `count` numbers at `from`.
+template <class T, int n>
+__device__ __forceinline__ void add_numbers(float (&values)[n], const T* from, int count) {
+  T read[n];
+  if (count == n && aligned_to<n * sizeof(T)>(from)) {
+    struct alignas(n * sizeof(T)) Vector { T number[n]; };
+    const Vector vector = *reinterpret_cast<const Vector*>(from);
+#pragma unroll
+    for (int i = 0; i < n; ++i) read[i] = vector.number[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < n; ++i) read[i] = i < count ? from[i] : from_float<T>(0.f);
+  }
+#pragma unroll
+  for (int i = 0; i < n; ++i) values[i] += to_float(read[i]);
+}
+
+template <class T, int n>
+__device__ __forceinline__ void store_numbers(const float (&values)[n], T* to, int count) {
+  if (count == n && aligned_to<n * sizeof(T)>(to)) {
+    struct alignas(n * sizeof(T)) Vector { T number[n]; } vector;
+#pragma unroll
+    for (int i = 0; i < n; ++i) vector.number[i] = from_float<T>(values[i]);
+    *reinterpret_cast<Vector*>(to) = vector;
+  } else {
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      if (i < count) to[i] = from_float<T>(values[i]);
+    }
+  }
+}
+
+// The epilogue of n neighbours in a row of the list.
+template <class T, int n>
+__device__ __forceinline__ void write_numbers(const LinearParams& params, int row, int column, float (&values)[n]) {
+  if (row >= params.batch * params.rows || column >= params.outputs) return;
+  const int image = row / params.rows, r = row - image * params.rows;
+  const int count = params.outputs - column < n ? params.outputs - column : n;
+  T* to = static_cast<T*>(params.dst.data) + image * params.dst.image_stride + r * params.dst.row_stride + column;
+  if (params.bias != nullptr)
+    add_numbers(values, static_cast<const T*>(params.bias) + r * params.bias_stride + column, count);
+  if (params.gelu) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) values[i] = gelu(values[i]);
+  }
+  if (params.accumulate) add_numbers(values, static_cast<const T*>(to), count);
+  store_numbers(values, to, count);
+}
+
+// Each warp puts 16 rows of its sums into shared memory; the warps along k add up, and finish, some of these rows each.
+template <class T, class Shape>
+__device__ __forceinline__ void write_sums(const LinearParams& params, float (&sums)[Shape::m_tiles][4][4], int row0,
+                                           int column0) {
+  constexpr int groups = Shape::warps_m * Shape::warps_n, own = 16 / Shape::warps_k;  // own: rows, and numbers of a lane
+  constexpr int n = own < per_16_bytes<T> ? own : per_16_bytes<T>, lanes = 32 / n;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp % groups, warp_k = warp / groups;
+  float* strips = reinterpret_cast<float*>(shared_memory());
+  const auto strip = [&](int of, int row) { return strips + (of * 16 + row) * linear_strip; };
+#pragma unroll
+  for (int m = 0; m < Shape::m_tiles; ++m) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      for_each_of_tile(i, [&](int row, int column, int j) { strip(warp, row)[column] = sums[m][i][j]; });
+    }
+    if constexpr (Shape::warps_k > 1) __syncthreads(); else __syncwarp();
+#pragma unroll
+    for (int i = lane; i < own * lanes; i += 32) {
+      const int row = warp_k * own + i / lanes, column = i % lanes * n;
+      float values[n] = {};
+#pragma unroll
+      for (int k = 0; k < Shape::warps_k; ++k) {
+#pragma unroll
+        for (int j = 0; j < n; ++j) values[j] += strip(group + k * groups, row)[column + j];
+      }
+      write_numbers<T>(params, row0 + group / Shape::warps_n * (Shape::rows / Shape::warps_m) + 16 * m + row,
+                       column0 + group % Shape::warps_n * 32 + column, values);
+    }
+    if constexpr (Shape::warps_k > 1) __syncthreads(); else __syncwarp();
+  }
+}
+
+template <Level level, class T, bool half_sums, class Shape>
+__device__ __forceinline__ void linear_task_of(const LinearParams& params, int task) {
+  constexpr int stages = linear_stages<level>, groups = Shape::warps_m * Shape::warps_n;
+  const int across = ceil_div(params.outputs, Shape::columns);
+  const int row0 = task / across * Shape::rows, column0 = task % across * Shape::columns;
+  const int slices = ceil_div(params.inputs * static_cast<int>(sizeof(T)), 64 * Shape::warps_k);
+  const int warp = threadIdx.x / 32, group = warp % groups;
+  const int a = warp / groups * Shape::table + group / Shape::warps_n * (Shape::rows / Shape::warps_m) * 64;
+  const int b = warp / groups * Shape::table + (Shape::rows + group % Shape::warps_n * 32) * 64;
+  unsigned char* ring = shared_memory();
+
+  float sums[Shape::m_tiles][4][4] = {};
+  LinearLoader<level, T, Shape> loader(params, row0, column0);
+#pragma unroll
+  for (int s = 0; s < stages - 1; ++s) {
+    unsigned char* stage = s < slices ? ring + s * Shape::stage : nullptr;
+    loader.begin(stage);
+    loader.finish(stage);
+  }
+  int use = 0, fill = stages - 1;  // stages of the ring
+  for (int s = 0; s < slices; ++s) {
+    wait_copies<level, stages - 2>();
+    __syncthreads();  // slice s has arrived, and all are done with the one before
+    unsigned char* stage = s + stages - 1 < slices ? ring + fill * Shape::stage : nullptr;
+    loader.begin(stage);
+    const unsigned char* slice = ring + use * Shape::stage;
+    LinearProduct<level, T, half_sums, Shape::m_tiles>::add(sums, slice + a, slice + b);
+    loader.finish(stage);
+    use = use + 1 == stages ? 0 : use + 1;
+    fill = fill + 1 == stages ? 0 : fill + 1;
+  }
+  wait_copies<level, 0>();
+  __syncthreads();
+  write_sums<T, Shape>(params, sums, row0, column0);
+  __syncthreads();
+}
+
+template <Level level, class T, bool half_sums>
+__device__ __forceinline__ void linear_task(const LinearParams& params, LinearTile tile, int task) {
+  switch (tile) {
+    case LinearTile::large: return linear_task_of<level, T, half_sums, LargeLinear>(params, task);
+    case LinearTile::medium: return linear_task_of<level, T, half_sums, MediumLinear>(params, task);
+    case LinearTile::small: return linear_task_of<level, T, false, SmallLinear>(params, task);
+  }
+}
+
+template <Level level, class T, bool half_sums, class Shape>
+__global__ void __launch_bounds__(256, 2) linear_kernel(LinearParams params) {
+  linear_task_of<level, T, half_sums, Shape>(params, blockIdx.x);
+}
+
+}  // namespace vitsparse::cuda

@@ -1,0 +1,12 @@
+// linear at level sm80.
+#include "kernels/cuda/linear_launch.cuh"
+
+namespace vitsparse::cuda {
+
+cudaError_t linear_sm80(const LinearParams& params, LinearTile tile, const Context& context) {
+  if (context.dtype == Dtype::bfloat16) return launch_linear<Level::sm80, __nv_bfloat16, false>(params, tile, context);
+  if (context.half_accumulate) return launch_linear<Level::sm80, __half, true>(params, tile, context);
+  return launch_linear<Level::sm80, __half, false>(params, tile, context);
+}
+
+}  // namespace vitsparse::cuda
