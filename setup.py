@@ -82,8 +82,8 @@ def cuda_archs() -> str:
     for entry in wanted.split(";"):
         number = re.fullmatch(r"(\d+)a?(-real|-virtual)?", entry)
         if number is None or int(number[1]) < MIN_CUDA_ARCH:
-            sys.exit(f"VITSPARSE_CUDA_ARCHS={wanted}: expected numbers from {MIN_CUDA_ARCH} on, as in 80 or 75-real;86; "
-                     f"found {entry!r}")
+            sys.exit(f"VITSPARSE_CUDA_ARCHS={wanted}: expected numbers from {MIN_CUDA_ARCH} on, as in 80 or "
+                     f"75-real;86; found {entry!r}")
     return wanted
 
 
@@ -139,9 +139,7 @@ class CMakeBuild(build_ext):
             "VITSPARSE_TORCH_DIR": torch or "",
             "VITSPARSE_WHY_NO_CUDA": why_no_cuda,
             "VITSPARSE_GPU_SOURCES": gpu_sources(),
-            "VITSPARSE_VERIFIED_SOURCES": verified["sources"] or "",
-            "VITSPARSE_VERIFIED_GPU": verified["gpu"] or "",
-            "VITSPARSE_VERIFIED_DATE": verified["date"] or "",
+            **{f"VITSPARSE_VERIFIED_{name.upper()}": value or "" for name, value in verified.items()},
             "VITSPARSE_CUDA": cuda_wanted(),
             "VITSPARSE_NVCC": nvcc or "",
             "VITSPARSE_SANITIZE": os.environ.get("VITSPARSE_SANITIZE", ""),

@@ -12,6 +12,7 @@ pybind11::dict build_facts() {
   result["torch_headers"] = facts::kTorchHeaders;
   result["cuda_compiler"] = facts::kCudaCompiler;
   result["cuda_architectures"] = facts::kCudaArchitectures;
+  result["cuda_top_level"] = facts::kCudaTopLevel;
   result["cpu_ops"] = facts::kCpuOps[0] != '\0';
   result["cuda_ops"] = facts::kCudaOps[0] != '\0';
   result["why_no_cpu_ops"] = facts::kWhyNoCpuOps;
@@ -20,6 +21,7 @@ pybind11::dict build_facts() {
   result["verified_sources"] = facts::kVerifiedSources;
   result["verified_gpu"] = facts::kVerifiedGpu;
   result["verified_date"] = facts::kVerifiedDate;
+  result["verified_levels"] = facts::kVerifiedLevels;
   return result;
 }
 

@@ -15,7 +15,7 @@ struct Facts {
   int level, multiprocessors, shared_limit;
 };
 
-std::atomic<int> wanted_level{0};  // 0: the highest the device has
+std::atomic<int> wanted_level{0};  // 0: the highest that device and build have
 std::atomic<bool> half_accumulate{false};
 
 constexpr int max_devices = 64;
@@ -38,7 +38,8 @@ const Facts& facts_of(int device) {
     const int capability = 10 * major + minor;
     STD_TORCH_CHECK(capability >= 75, "vitsparse: the device has compute capability ", major, ".", minor,
                     ", and 7.5 is the least supported");
-    found.level = capability == 90 ? 90 : capability >= 80 ? 80 : 75;
+    const int level = capability == 90 ? 90 : capability >= 80 ? 80 : 75;
+    found.level = std::min(level, static_cast<int>(cuda::top_level));
     facts[device] = found;
   });
   return facts[device];
@@ -49,7 +50,7 @@ cuda::Dtype dtype_of(const Tensor& x, int level) {
     case ScalarType::Float: return cuda::Dtype::float32;
     case ScalarType::Half: return cuda::Dtype::float16;
     case ScalarType::BFloat16:
-      STD_TORCH_CHECK(level >= 80, "vitsparse: bfloat16 needs compute capability 8.0; use float16 here");
+      STD_TORCH_CHECK(level >= 80, "vitsparse: bfloat16 needs compute capability 8.0 and code for it; use float16 here");
       return cuda::Dtype::bfloat16;
     default: STD_TORCH_CHECK(false, "vitsparse: the cuda backend takes float16, bfloat16 or float32");
   }
@@ -72,7 +73,8 @@ cuda::Context context_of(const Tensor& x) {
   const int device = x.get_device_index();
   const Facts& facts = facts_of(device);
   const int wanted = wanted_level;
-  STD_TORCH_CHECK(wanted <= facts.level, "vitsparse: level ", wanted, " was asked for, and the device has ", facts.level);
+  STD_TORCH_CHECK(wanted <= facts.level, "vitsparse: level ", wanted, " was asked for, and device and build have ",
+                  facts.level);
   const int level = wanted == 0 ? facts.level : wanted;
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,12 +29,13 @@ def test_a_package_that_is_absent_has_no_version(monkeypatch):
 
 @pytest.mark.parametrize(("verified", "state", "says"), [
     ("", "never", "never been verified"),
-    ("aaa", "current", "passed their tests on a card, 2026-01-02"),
+    ("aaa", "current", "passed their tests on a card, 2026-01-02, levels 75, 80"),
     ("bbb", "outdated", "have changed since"),
 ])
 def test_gpu_verification(monkeypatch, verified, state, says):
     monkeypatch.setattr(native, "build_facts", lambda: {
-        "gpu_sources": "aaa", "verified_sources": verified, "verified_gpu": "a card", "verified_date": "2026-01-02"})
+        "gpu_sources": "aaa", "verified_sources": verified, "verified_gpu": "a card", "verified_date": "2026-01-02",
+        "verified_levels": "75, 80"})
     result = facts.collect()["gpu_verification"]
     assert result["state"] == state
     assert says in result["text"]
@@ -46,13 +48,21 @@ def test_every_reason_against_triton_is_given(monkeypatch):
     assert triton.why_not() == ["triton is not installed", "torch finds no CUDA device"]
 
 
-def test_the_gpu_must_be_new_enough(monkeypatch):
-    for module in (triton, native):
-        monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(native.torch.version, "cuda", "13.0")
-    monkeypatch.setattr(native.torch.cuda, "get_device_capability", lambda: (7, 0))
-    assert "7.0, and 7.5 is the least" in native.why_not("cuda")[0]
+def test_triton_needs_ampere(monkeypatch):
+    monkeypatch.setattr(triton.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(triton.torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "below compute capability 8.0" in triton.why_not()[-1]
+
+
+def test_a_gpu_is_described_by_the_code_for_it(monkeypatch):
+    monkeypatch.setattr(native, "build_facts", lambda: {"cuda_ops": True, "cuda_architectures": "75-real;86-real;90",
+                                                        "cuda_top_level": 90})
+    gpu = SimpleNamespace(name="A Card", major=8, minor=9, total_memory=1)
+    assert facts._gpu(gpu) == {"name": "A Card", "capability": "8.9", "memory_bytes": 1, "cuda_level": 80,
+                               "cuda_code": "machine code"}
+    monkeypatch.setattr(native, "build_facts", dict)
+    assert facts._gpu(gpu)["cuda_code"] is None
 
 
 def test_a_library_that_does_not_load_says_why(monkeypatch, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from vitsparse.backends import facts
 from vitsparse.cli import doctor
 
@@ -30,8 +32,13 @@ def test_text_where_nothing_is_built_says_what_to_do():
     assert "CPU kernels    not built" in page
 
 
-def test_text_lists_gpus():
+@pytest.mark.parametrize(("code", "says"), [
+    ({"cuda_level": 80, "cuda_code": "machine code"}, "8.0 GiB; level 80, machine code"),
+    ({"cuda_level": None, "cuda_code": None}, "8.0 GiB; no code for it in this build"),
+])
+def test_text_lists_gpus_and_the_driver(code, says):
     found = facts.collect()
-    gpu = {"name": "A Card", "capability": "8.6", "memory_bytes": 8 * 2**30}
-    assert "A Card, compute capability 8.6, 8.0 GiB" in doctor.as_text(
-        {**found, "machine": {**found["machine"], "gpus": [gpu]}})
+    gpu = {"name": "A Card", "capability": "8.6", "memory_bytes": 8 * 2**30, **code}
+    page = doctor.as_text({**found, "machine": {**found["machine"], "driver_cuda": "13.0", "gpus": [gpu]}})
+    assert f"A Card, compute capability 8.6, {says}" in page
+    assert "driver's CUDA  13.0" in page

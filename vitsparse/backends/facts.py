@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import native, triton
+from . import cuda_device, native, triton
 
 PACKAGES = ("vitsparse", "torch", "numpy", "safetensors", "einops", "torchvision", "timm", "triton", "scikit-learn",
             "pyarrow", "matplotlib", "tyro", "pydantic")
@@ -43,9 +43,17 @@ def _machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_isa": core.cpu_isa() if core else None,
         "torch_cuda": torch.version.cuda,
-        "gpus": [{"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory}
-                 for gpu in gpus],
+        "driver_cuda": "{}.{}".format(*found) if (found := cuda_device.driver()) else None,
+        "gpus": [_gpu(gpu) for gpu in gpus],
     }
+
+
+def _gpu(gpu: Any) -> dict[str, Any]:
+    """A device of torch, with level and kind of the code that this build has for it: None where there is none."""
+    capability, built = (gpu.major, gpu.minor), native.build_facts()
+    code = cuda_device.code_for(capability, built["cuda_architectures"]) if built.get("cuda_ops") else None
+    return {"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory,
+            "cuda_level": cuda_device.level(capability, built["cuda_top_level"]) if code else None, "cuda_code": code}
 
 
 def _backends() -> dict[str, list[str]]:
@@ -58,7 +66,7 @@ def _verification() -> dict[str, Any]:
     facts = native.build_facts()
     if not facts.get("verified_sources"):
         return {"state": "never", "text": "the CUDA and Triton kernels have never been verified on a real GPU"}
-    where = f"on {facts['verified_gpu']}, {facts['verified_date']}"
+    where = f"on {facts['verified_gpu']}, {facts['verified_date']}, levels {facts['verified_levels']}"
     if facts["verified_sources"] == facts["gpu_sources"]:
         return {"state": "current", "text": f"the CUDA and Triton kernels passed their tests {where}"}
     return {"state": "outdated",

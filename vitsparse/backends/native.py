@@ -5,6 +5,7 @@ Importing this module loads nothing. The libraries register kernels for ops whos
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +13,10 @@ from typing import Any
 
 import torch
 
+from . import cuda_device
+
 LIBRARIES = ("cpu", "cuda")
-MIN_CAPABILITY = (7, 5)
+AGAIN = "run `pip install .` in the source folder"
 
 _load_failures: dict[str, list[str]] = {}  # library -> reasons it did not load; empty list: it is loaded
 
@@ -36,9 +39,9 @@ def why_not(library: str) -> list[str]:
     """Every reason why ``"cpu"`` or ``"cuda"`` cannot be used in this process; empty when it can. Loads the library."""
     if library not in LIBRARIES:
         raise ValueError(f"no native library is called {library!r}; there are {', '.join(LIBRARIES)}")
-    if library == "cuda" and (reasons := _why_no_device()):
-        return reasons + _why_not_built(library)
     if library not in _load_failures:
+        if library == "cuda" and (reasons := cuda_device.why_not(build_facts())):
+            return reasons + _why_not_built(library)
         _load_failures[library] = _load(library)
     return _load_failures[library]
 
@@ -54,22 +57,11 @@ def path(library: str) -> Path:
 
 
 def _why_not_built(library: str) -> list[str]:
-    if path(library).is_file():
-        return []
-    unbuilt = "the native parts are not built: run `pip install .` in the source folder"
-    reason = build_facts().get(f"why_no_{library}_ops") or unbuilt
-    return [f"{path(library).name} is missing: {reason}"]
-
-
-def _why_no_device() -> list[str]:
-    if torch.version.cuda is None:
-        return [f"this torch ({torch.__version__}) is built without CUDA"]
-    if not torch.cuda.is_available():
-        return ["torch finds no CUDA device"]
-    capability = torch.cuda.get_device_capability()
-    if capability < MIN_CAPABILITY:
-        return ["the device has compute capability {}.{}, and 7.5 is the least supported".format(*capability)]
-    return []
+    if not path(library).is_file():
+        built = build_facts()
+        half = f"the native parts are {'half' if built else 'not'} built: {AGAIN}"
+        return [f"{path(library).name} is missing: {built.get(f'why_no_{library}_ops') or half}"]
+    return [] if build_facts() else [f"vitsparse._core does not import, so the native parts are half built: {AGAIN}"]
 
 
 def _load(library: str) -> list[str]:
@@ -78,5 +70,15 @@ def _load(library: str) -> list[str]:
     try:
         torch.ops.load_library(str(path(library)))
     except (OSError, RuntimeError) as error:
-        return [f"{path(library).name} does not load: {error}"]
+        return [f"{path(library).name} does not load: {error}; if torch or CUDA changed since the build, {AGAIN}"]
+    if library == "cuda" and _sources_in(path(library)) != build_facts()["gpu_sources"]:
+        return [f"{path(library).name} is of another build than the rest: {AGAIN}"]
     return []
+
+
+def _sources_in(library: Path) -> str | None:
+    """The hash of the GPU sources that a loaded library was made of (csrc/build_sources.cpp)."""
+    try:
+        return ctypes.c_char_p.in_dll(ctypes.CDLL(str(library)), "vitsparse_cuda_sources").value.decode()
+    except ValueError:
+        return None

@@ -27,14 +27,19 @@ def as_text(found: dict[str, Any]) -> str:
     lines += ["", "machine",
               f"  system         {machine['system']}, {machine['cores']} cores, {machine['threads']} torch threads",
               f"  CPU kernels    {machine['cpu_isa'] or 'not built'}",
-              f"  torch's CUDA   {machine['torch_cuda'] or 'none'}"]
-    lines += [f"  GPU            {gpu['name']}, compute capability {gpu['capability']}, "
-              f"{gpu['memory_bytes'] / 2**30:.1f} GiB" for gpu in machine["gpus"]] or ["  GPU            none"]
+              f"  torch's CUDA   {machine['torch_cuda'] or 'none'}",
+              f"  driver's CUDA  {machine['driver_cuda'] or 'none'}"]
+    lines += [f"  GPU            {_gpu(gpu)}" for gpu in machine["gpus"]] or ["  GPU            none"]
     lines += ["", "built", *_built(built)]
     lines += ["", "backends"]
     for name, backend in found["backends"].items():
         lines.append(f"  {name:14} {'usable' if backend['usable'] else 'not usable: ' + '; '.join(backend['why_not'])}")
     return "\n".join([*lines, "", f"GPU kernels: {found['gpu_verification']['text']}"])
+
+
+def _gpu(gpu: dict[str, Any]) -> str:
+    code = f"level {gpu['cuda_level']}, {gpu['cuda_code']}" if gpu["cuda_code"] else "no code for it in this build"
+    return f"{gpu['name']}, compute capability {gpu['capability']}, {gpu['memory_bytes'] / 2**30:.1f} GiB; {code}"
 
 
 def _built(built: dict[str, Any]) -> list[str]:
