@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..backends import triton
 from ..errors import InputError
 
 
@@ -16,11 +17,24 @@ def expect(holds: bool, where: str, expected: object, found: object) -> None:
         raise InputError("an argument does not fit", where=where, expected=str(expected), found=str(found))
 
 
-def offered(op: str, tensors: Sequence[Tensor]) -> tuple[str, ...]:
-    """The backends that can compute ``op`` on these tensors. Raises when they differ in dtype or device."""
+def offered(op: str, tensors: Sequence[Tensor], wanted: str = "auto") -> tuple[str, ...]:
+    """The backends that can compute ``op`` on these tensors.
+
+    Raises when they differ in dtype or device, and when ``wanted`` is "cuda" and the device lacks their dtype.
+    """
     first = tensors[0]
     expect(first.is_floating_point(), f"{op}: dtype", "a floating-point dtype", first.dtype)
     for tensor in tensors[1:]:
         expect(tensor.dtype == first.dtype, f"{op}: dtype", f"{first.dtype} for each tensor", tensor.dtype)
         expect(tensor.device == first.device, f"{op}: device", f"{first.device} for each tensor", tensor.device)
-    return ("reference", "torch", "cpu") if first.dtype == torch.float32 else ("reference", "torch")
+    anywhere = ("reference", "torch")
+    if first.is_cuda and first.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        if first.dtype != torch.bfloat16 or (capability := torch.cuda.get_device_capability(first.device)) >= (8, 0):
+            return (*anywhere, "cuda", "triton")
+        if wanted == "cuda":
+            raise InputError("bfloat16 needs compute capability 8.0 or higher", where=f"{op}: dtype",
+                             found="{}.{}".format(*capability), remedy="use float16, or backend 'torch'")
+    if first.device.type == "cpu" and first.dtype in (torch.float32, torch.float16):
+        interpreter = ("triton",) if triton.interpreted() else ()
+        return (*anywhere, *(("cpu",) if first.dtype == torch.float32 else ()), *interpreter)
+    return anywhere

@@ -2,6 +2,8 @@
 
     reference   vitsparse/backends/reference.py          torch   vitsparse/backends/portable.py
     cpu         kernels/cpu/linear*.{h,cpp},  bound by csrc/cpu/linear.cpp
+    cuda        kernels/cuda/linear*.{h,cuh,cu},  bound by csrc/cuda/linear.cpp
+    triton      kernels/triton/linear.py,  bound by vitsparse/ops/triton.py
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ def linear(
     expect(fits, "linear: weight", f"[N, {x.shape[-1]}]", list(weight.shape))
     _check_rest(x, weight.shape[0], bias, activation)
     tensors = [x, weight, *([] if bias is None else [bias])]
-    chosen = choose(backend, x.device.type, offered("linear", tensors))
-    if chosen == "cpu":
+    chosen = choose(backend, x.device.type, offered("linear", tensors, backend))
+    if chosen in ("cpu", "cuda"):
         return torch.ops.vitsparse.linear(x, weight, bias, activation)
+    if chosen == "triton":
+        return torch.ops.vitsparse.linear_triton(x, weight, bias, activation)
     return (reference if chosen == "reference" else portable).linear(x, weight, bias, activation)
 
 
