@@ -2,10 +2,11 @@
 #   X.cu, X_sm75.cu   all of CMAKE_CUDA_ARCHITECTURES
 #   X_sm80.cu         those from 8.0 on
 #   X_sm90.cu         9.0a alone, where 9.0 is among them; there is no PTX of 9.0a for later cards
-# A level without an architecture is left out, and VITSPARSE_TOP_LEVEL tells the dispatch so.
-# Sets cuda_level_objects, cuda_top_level and cuda_level_definition.
+# A level without an architecture among them is kept as PTX of its own, the cheapest form: dispatches name every level, and
+# a driver that meets such a device after all compiles what it needs.
+# Sets cuda_level_objects.
 set(architectures_80 "")
-set(architectures_90 "")
+set(architectures_90 90a-virtual)
 foreach(entry ${CMAKE_CUDA_ARCHITECTURES})
   string(REGEX MATCH "^[0-9]+" number ${entry})
   if(number GREATER_EQUAL 80)
@@ -15,22 +16,16 @@ foreach(entry ${CMAKE_CUDA_ARCHITECTURES})
     set(architectures_90 90a-real)
   endif()
 endforeach()
-
-set(cuda_top_level 75)
-if(architectures_90)
-  set(cuda_top_level 90)
-elseif(architectures_80)
-  set(cuda_top_level 80)
+if(NOT architectures_80)
+  set(architectures_80 80-virtual)
 endif()
-set(cuda_level_definition VITSPARSE_TOP_LEVEL=${cuda_top_level})
 
 set(cuda_level_objects "")
 function(add_level level architectures sources)
-  if(architectures AND sources)
+  if(sources)
     add_library(vitsparse_sm${level} OBJECT ${sources})
     set_target_properties(vitsparse_sm${level} PROPERTIES
       CUDA_ARCHITECTURES "${architectures}" CUDA_STANDARD 17 CUDA_VISIBILITY_PRESET hidden)
-    target_compile_definitions(vitsparse_sm${level} PRIVATE ${cuda_level_definition})
     target_compile_options(vitsparse_sm${level} PRIVATE -Xfatbin=-compress-all -Xptxas=-warn-spills,-warn-lmem-usage)
     set(cuda_level_objects ${cuda_level_objects} vitsparse_sm${level} PARENT_SCOPE)
   endif()

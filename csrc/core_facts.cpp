@@ -12,7 +12,6 @@ pybind11::dict build_facts() {
   result["torch_headers"] = facts::kTorchHeaders;
   result["cuda_compiler"] = facts::kCudaCompiler;
   result["cuda_architectures"] = facts::kCudaArchitectures;
-  result["cuda_top_level"] = facts::kCudaTopLevel;
   result["cpu_ops"] = facts::kCpuOps[0] != '\0';
   result["cuda_ops"] = facts::kCudaOps[0] != '\0';
   result["why_no_cpu_ops"] = facts::kWhyNoCpuOps;

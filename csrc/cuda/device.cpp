@@ -15,7 +15,7 @@ struct Facts {
   int level, multiprocessors, shared_limit;
 };
 
-std::atomic<int> wanted_level{0};  // 0: the highest that device and build have
+std::atomic<int> wanted_level{0};  // 0: the highest the device has
 std::atomic<bool> half_accumulate{false};
 
 constexpr int max_devices = 64;
@@ -38,8 +38,7 @@ const Facts& facts_of(int device) {
     const int capability = 10 * major + minor;
     STD_TORCH_CHECK(capability >= 75, "vitsparse: the device has compute capability ", major, ".", minor,
                     ", and 7.5 is the least supported");
-    const int level = capability == 90 ? 90 : capability >= 80 ? 80 : 75;
-    found.level = std::min(level, static_cast<int>(cuda::top_level));
+    found.level = capability == 90 ? 90 : capability >= 80 ? 80 : 75;
     facts[device] = found;
   });
   return facts[device];
@@ -50,7 +49,7 @@ cuda::Dtype dtype_of(const Tensor& x, int level) {
     case ScalarType::Float: return cuda::Dtype::float32;
     case ScalarType::Half: return cuda::Dtype::float16;
     case ScalarType::BFloat16:
-      STD_TORCH_CHECK(level >= 80, "vitsparse: bfloat16 needs compute capability 8.0 and code for it; use float16 here");
+      STD_TORCH_CHECK(level >= 80, "vitsparse: bfloat16 needs compute capability 8.0; use float16 here");
       return cuda::Dtype::bfloat16;
     default: STD_TORCH_CHECK(false, "vitsparse: the cuda backend takes float16, bfloat16 or float32");
   }
@@ -69,17 +68,20 @@ bool cuda_half_accumulate(bool wanted) { return half_accumulate.exchange(wanted)
 
 }  // namespace
 
+cudaStream_t stream_of(const Tensor& x) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
 cuda::Context context_of(const Tensor& x) {
   const int device = x.get_device_index();
   const Facts& facts = facts_of(device);
   const int wanted = wanted_level;
-  STD_TORCH_CHECK(wanted <= facts.level, "vitsparse: level ", wanted, " was asked for, and device and build have ",
-                  facts.level);
+  STD_TORCH_CHECK(wanted <= facts.level, "vitsparse: level ", wanted, " was asked for, and the device has ", facts.level);
   const int level = wanted == 0 ? facts.level : wanted;
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const int shared = level == 75 ? std::min(facts.shared_limit, 64 * 1024) : facts.shared_limit;
-  return {static_cast<cudaStream_t>(stream), static_cast<cuda::Level>(level), dtype_of(x, level), half_accumulate,
+  return {stream_of(x), static_cast<cuda::Level>(level), dtype_of(x, level), half_accumulate,
           facts.multiprocessors, shared};
 }
 

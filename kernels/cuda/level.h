@@ -14,15 +14,6 @@
 namespace vitsparse::cuda {
 
 enum class Level : int { sm75 = 75, sm80 = 80, sm90 = 90 };
-
-// The highest level that this build has files for: a build for 7.5 alone leaves the others out (cmake/cuda_levels.cmake),
-// and context_of() gives none above it. A dispatch names code of a higher level only behind `if constexpr (top_level >= ...)`,
-// so that nothing is missing when it is linked.
-#ifndef VITSPARSE_TOP_LEVEL
-#define VITSPARSE_TOP_LEVEL 90
-#endif
-constexpr Level top_level = static_cast<Level>(VITSPARSE_TOP_LEVEL);
-
 enum class Dtype : int { float32, float16, bfloat16 };  // float32 is for checking: no tensor cores
 
 // What a launch needs to know besides its operands.

@@ -8,8 +8,7 @@ import torch
 from vitsparse.backends import cuda_device, native
 
 DEFAULT = "75-real;86-real;90"
-BUILT = {"cuda_ops": True, "cuda_compiler": "13.0.88", "cuda_architectures": DEFAULT, "cuda_top_level": 90,
-         "gpu_sources": "aaa"}
+BUILT = {"cuda_ops": True, "cuda_compiler": "13.0.88", "cuda_architectures": DEFAULT, "gpu_sources": "aaa"}
 
 
 @pytest.fixture
@@ -50,12 +49,11 @@ def test_the_code_for_a_device_follows_cuda_s_rules(capability, architectures, c
     assert cuda_device.code_for(capability, architectures) == code
 
 
-@pytest.mark.parametrize(("capability", "top", "level"), [
-    ((7, 5), 90, 75), ((8, 0), 90, 80), ((8, 9), 90, 80), ((9, 0), 90, 90), ((9, 0), 80, 80), ((12, 0), 90, 80),
-    ((8, 6), 75, 75),
+@pytest.mark.parametrize(("capability", "level"), [
+    ((7, 5), 75), ((8, 0), 80), ((8, 9), 80), ((9, 0), 90), ((12, 0), 80),
 ])
-def test_the_level_is_the_highest_that_device_and_build_have(capability, top, level):
-    assert cuda_device.level(capability, top) == level
+def test_the_level_is_the_highest_that_the_device_has(capability, level):
+    assert cuda_device.level(capability) == level
 
 
 def test_nothing_speaks_against_a_device_that_was_built_for(machine, library):

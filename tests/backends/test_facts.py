@@ -56,8 +56,7 @@ def test_triton_needs_ampere(monkeypatch):
 
 
 def test_a_gpu_is_described_by_the_code_for_it(monkeypatch):
-    monkeypatch.setattr(native, "build_facts", lambda: {"cuda_ops": True, "cuda_architectures": "75-real;86-real;90",
-                                                        "cuda_top_level": 90})
+    monkeypatch.setattr(native, "build_facts", lambda: {"cuda_ops": True, "cuda_architectures": "75-real;86-real;90"})
     gpu = SimpleNamespace(name="A Card", major=8, minor=9, total_memory=1)
     assert facts._gpu(gpu) == {"name": "A Card", "capability": "8.9", "memory_bytes": 1, "cuda_level": 80,
                                "cuda_code": "machine code"}

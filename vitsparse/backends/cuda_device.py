@@ -44,9 +44,9 @@ def code_for(capability: Version, architectures: str) -> str | None:
     return found
 
 
-def level(capability: Version, top_level: int) -> int:
+def level(capability: Version) -> int:
     """The level of the kernels that run on a device: the rule of ``facts_of`` in csrc/cuda/device.cpp."""
-    return min(top_level, 90 if capability == (9, 0) else 80 if capability >= (8, 0) else 75)
+    return 90 if capability == (9, 0) else 80 if capability >= (8, 0) else 75
 
 
 def why_not(built: dict[str, Any]) -> list[str]:

@@ -53,7 +53,7 @@ def _gpu(gpu: Any) -> dict[str, Any]:
     capability, built = (gpu.major, gpu.minor), native.build_facts()
     code = cuda_device.code_for(capability, built["cuda_architectures"]) if built.get("cuda_ops") else None
     return {"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory,
-            "cuda_level": cuda_device.level(capability, built["cuda_top_level"]) if code else None, "cuda_code": code}
+            "cuda_level": cuda_device.level(capability) if code else None, "cuda_code": code}
 
 
 def _backends() -> dict[str, list[str]]:
