@@ -18,6 +18,9 @@ using Guard = torch::stable::accelerator::DeviceGuard;
 
 inline bool on_device(const Tensor& x) { return x.is_cuda(); }
 
+// The caller's stream on the device of `x`.
+cudaStream_t stream_of(const Tensor& x);
+
 // The context of a launch on the device and current stream of `x`, for its dtype, at the level and accumulation in use
 // (cuda_level). Throws for a dtype that the level lacks, saying which.
 cuda::Context context_of(const Tensor& x);

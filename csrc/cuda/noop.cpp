@@ -1,5 +1,5 @@
 // Binding of vitsparse::noop for CUDA tensors; the contract is in vitsparse/ops/noop.py.
-#include "csrc/cuda/device.h"
+#include "csrc/cuda/tensors.h"
 #include "kernels/cuda/noop.h"
 
 namespace {
@@ -10,24 +10,23 @@ using torch::stable::Tensor;
 template <typename T>
 void run(const Tensor& x, const Tensor& out, cudaStream_t stream) {
   const vitsparse::NoopParams<T> params{static_cast<const T*>(x.data_ptr()), static_cast<T*>(out.data_ptr()), x.numel()};
-  STD_CUDA_CHECK(vitsparse::cuda::launch_noop(params, stream));
+  vitsparse::binding::check(vitsparse::cuda::launch_noop(params, stream), "vitsparse::noop");
 }
 
 Tensor noop(const Tensor& input) {
   const vitsparse::binding::Guard guard(input.get_device_index());
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(input.get_device_index(), &stream));
+  const cudaStream_t stream = vitsparse::binding::stream_of(input);
   const Tensor x = torch::stable::contiguous(input);
   const Tensor out = torch::stable::empty_like(x);
   switch (x.scalar_type()) {
     case ScalarType::Float:
-      run<float>(x, out, static_cast<cudaStream_t>(stream));
+      run<float>(x, out, stream);
       break;
     case ScalarType::Double:
-      run<double>(x, out, static_cast<cudaStream_t>(stream));
+      run<double>(x, out, stream);
       break;
     case ScalarType::Half:
-      run<__half>(x, out, static_cast<cudaStream_t>(stream));
+      run<__half>(x, out, stream);
       break;
     default:
       STD_TORCH_CHECK(false, "vitsparse::noop on CUDA takes float16, float32 or float64");

@@ -1,10 +1,10 @@
 // Identity copy, the living template of a CUDA kernel: params struct in, kernel in an anonymous namespace, one launcher.
 // Shapes: in, out [count], contiguous. Grid: as many blocks as fill the device, striding over the elements.
-#include <cuda_fp16.h>
+#include "kernels/cuda/noop.h"
 
 #include <algorithm>
 
-#include "kernels/cuda/noop.h"
+#include "kernels/cuda/launch.cuh"
 
 namespace vitsparse::cuda {
 namespace {
@@ -24,10 +24,10 @@ __global__ void __launch_bounds__(kThreads) noop_kernel(NoopParams<T> params) {
 
 template <typename T>
 cudaError_t launch_noop(const NoopParams<T>& params, cudaStream_t stream) {
-  if (params.count == 0) return cudaSuccess;  // a grid of no blocks is an error
   const int64_t blocks = std::min<int64_t>(kMaxBlocks, (params.count + kThreads - 1) / kThreads);
-  noop_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+  Context context{};
+  context.stream = stream;
+  return launch(noop_kernel<T>, params, {static_cast<int>(blocks), kThreads, 0}, context);
 }
 
 template cudaError_t launch_noop<float>(const NoopParams<float>&, cudaStream_t);
