@@ -67,26 +67,27 @@ struct RowPart {
     }
   }
 
-  __device__ __forceinline__ void add(const Vector<T> (&from)[vectors], float sign) {
-#pragma unroll
-    for (int i = 0; i < vectors; ++i)
-#pragma unroll
-      for (int j = 0; j < size; ++j) x[i][j] += sign * to_float(from[i].numbers[j]);
-  }
-
   // Whole vectors of up to `together` rows, of which the first `adds` are added; all are asked for before one is used.
   __device__ __forceinline__ void add_vectors(const T* const (&rows)[together], int adds) {
-    Vector<T> read[together][vectors];
+    uint4 read[together][vectors];
 #pragma unroll
     for (int j = 0; j < together; ++j)
-      if (rows[j] != nullptr) {
 #pragma unroll
-        for (int i = 0; i < vectors; ++i)
-          read[j][i] = column(i) < width ? *reinterpret_cast<const Vector<T>*>(rows[j] + column(i)) : Vector<T>{};
-      }
+      for (int i = 0; i < vectors; ++i)
+        read[j][i] = rows[j] != nullptr && column(i) < width ? *reinterpret_cast<const uint4*>(rows[j] + column(i))
+                                                             : make_uint4(0, 0, 0, 0);
 #pragma unroll
-    for (int j = 0; j < together; ++j)
-      if (rows[j] != nullptr) add(read[j], j < adds ? 1.f : -1.f);
+    for (int j = 0; j < together; ++j) {
+      if (rows[j] == nullptr) break;
+#pragma unroll
+      for (int i = 0; i < vectors; ++i) add(i, read[j][i], j < adds ? 1.f : -1.f);
+    }
+  }
+
+  __device__ __forceinline__ void add(int i, const uint4& vector, float sign) {
+    const T* numbers = reinterpret_cast<const T*>(&vector);
+#pragma unroll
+    for (int j = 0; j < size; ++j) x[i][j] += sign * to_float(numbers[j]);
   }
 
   // A row at any address.
