@@ -7,7 +7,7 @@ import pytest
 
 from vitsparse.circuit.circuit import Circuit
 from vitsparse.circuit.graph import Graph
-from vitsparse.compiler.sparse_vit import sparsify
+from vitsparse.compiler import sparsify
 from vitsparse.errors import InputError
 from vitsparse.evaluation.ablation import Ablation, fingerprint
 from vitsparse.evaluation.evaluate import evaluate

@@ -17,7 +17,8 @@ from ..model.config import ViTConfig
 from ..model.vit import ViT
 from .cost import CostModel, PlanCost
 from .cost_samples import Sample, samples
-from .sparse_vit import SparseViT, sparsify
+from .sparse_vit import SparseViT
+from .sparsify import sparsify
 
 SEED = 1_000_000  # far from that of the circuits that tables are made from
 REFERENCE = ViTConfig(img_size=64, patch_size=8, embed_dim=256, depth=12, num_heads=8, num_classes=200)

@@ -34,7 +34,7 @@ from .cost_samples import Sample, samples
 from .lower import Program, lower
 from .outline import outline
 from .plan import Plan
-from .sparse_vit import sparsify
+from .sparsify import sparsify
 from .steps import ApplyPattern
 
 CIRCUITS, QUICK, SEED = 120, 30, 0

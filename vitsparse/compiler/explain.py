@@ -22,7 +22,7 @@ from .compile import BACK_PASSES, Pass, front_passes
 from .operators import cut_head, translate_operators
 from .passes.fold_constants import fold_constants
 from .plan import Plan, dense_flops
-from .sparse_vit import sparsify
+from .sparsify import sparsify
 from .steady import calibration_images, unsteady_readers
 from .steps import ApplyPattern, Attention, Linear, SumNorm, SumNorms, total_length
 from .translate import append_head, translate

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,89 +16,21 @@ from torch.autograd.function import once_differentiable
 
 from ..backends import portable, reference
 from ..circuit.circuit import Circuit
-from ..circuit.operator import OPERATOR
 from ..errors import InputError
-from ..evaluation.ablation import Ablation, fingerprint
-from ..model.edgewise import check_fits
-from ..model.operatorwise import check_zero
 from ..model.vit import ViT
-from ..ops import run_program
 from ..ops.backend import choose
-from .compile import front
+from ..ops.checks import offered
+from .capture import Captured
 from .compiled import Compiled, Packed, refuse
-from .execute import run_plan, take
-from .operators import cut_head
+from .execute import run_plan
 from .plan import Plan
+from .runners import WAYS_OF, check_images, run_kernels
 from .sparse_files import load_sparse, save_sparse
-from .steady import calibration_images, unsteady_readers
-from .steps import Range
 from .to_dense import to_dense
 from .translate import head_norm
 
-OFFERED = ("reference", "torch", "cpu")
-
-
-def sparsify(model: ViT, circuit: Circuit, *, ablation: Ablation, backend: str = "auto", inference_only: bool = False,
-             calibration: Tensor | None = None) -> SparseViT:
-    """Compile ``circuit`` of ``model`` into a smaller model that computes the same as ``edgewise_forward``.
-
-    ``ablation`` must be the same for every image (zero, mean): a counterfactual one is refused, and so is any but zero
-    for a circuit of operators. ``backend`` is ``"reference"``, ``"torch"``, ``"cpu"`` or ``"auto"``;
-    ``inference_only`` drops the unpacked parameters of the cpu backend. ``calibration`` are a few images [B, C, S, S]
-    that show how large sums get (:mod:`.steady`); noise, if there are none. A circuit for a model of another shape is
-    refused; for other weights it only warns, because fine-tuning changes them.
-    """
-    _check_arguments(model, circuit, ablation)
-    values = ablation.stacked(circuit.graph)
-    expected = (model.config.num_tokens, model.config.embed_dim)
-    if tuple(values.shape[1:]) != expected:
-        raise InputError("the ablation is for a model of another shape", where="ablation",
-                         expected=f"[T, D] = {expected}", found=tuple(values.shape[1:]))
-    _warn_of_other_weights(model, circuit, ablation)
-    with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode could never be trained
-        state = {key: value.detach() for key, value in model.state_dict().items()}
-        unsteady = frozenset()
-        if circuit.graph.granularity == OPERATOR:
-            state = cut_head(model.config, circuit, state)
-        else:
-            unsteady = unsteady_readers(model, circuit, values, calibration_images(model, calibration))
-        plan = front(model.config, circuit, values, state, unsteady)
-        sliced = {key: _slice(state[key], slices) for key, slices in plan.parameters.items()}
-        sparse = SparseViT(plan, sliced, circuit, backend=backend).train(model.training and not inference_only)
-    return sparse.drop_parameters() if inference_only else sparse
-
-
-def _check_arguments(model: ViT, circuit: Circuit, ablation: Ablation) -> None:
-    for name, value, kind in (("model", model, ViT), ("circuit", circuit, Circuit), ("ablation", ablation, Ablation)):
-        if not isinstance(value, kind):
-            remedy = "convert it first: vs.from_timm(model) or vs.from_torchvision(model)" if name == "model" else ""
-            raise InputError("only a vitsparse ViT can be compiled, with its circuit and ablation", where=name,
-                             expected=kind.__name__, found=type(value).__name__, remedy=remedy)
-    check_fits(model, circuit.graph)
-    if circuit.graph.granularity == OPERATOR:
-        check_zero(ablation)
-    if ablation.corrupt is not None:
-        raise InputError("a counterfactual ablation cannot be compiled: its values depend on the image",
-                         where="ablation", expected="zero or mean", found=ablation.kind,
-                         remedy="Ablation.mean(model, batches) is the default for pruning")
-    if model.num_classes == 0:
-        raise InputError("a model without classifier has no logits to keep", where="model.num_classes", expected=">= 1",
-                         found=0, remedy="model.reset_classifier(n), then train it")
-
-
-def _warn_of_other_weights(model: ViT, circuit: Circuit, ablation: Ablation) -> None:
-    if ablation.fingerprint != fingerprint(model):
-        warnings.warn("the ablation was measured on other weights than the model's; its values are used as they are",
-                      stacklevel=3)
-    named = (circuit.ablation or {}).get("sha256")
-    if named is not None and named != ablation.sha256:
-        warnings.warn("the circuit was found under another ablation than the one given", stacklevel=3)
-
-
-def _slice(tensor: Tensor, slices: tuple[tuple[Range, ...], ...]) -> Tensor:
-    for dim, ranges in enumerate(slices):
-        tensor = take(tensor, dim, ranges)
-    return tensor.clone()
+KERNELS = ("cpu", *WAYS_OF)
+"""Backends with kernels of their own."""
 
 
 class SparseViT(nn.Module):
@@ -184,14 +116,17 @@ class SparseViT(nn.Module):
         """The backend for the tensors as they are; raises when one asked for by name cannot run them."""
         chosen = self._chosen  # another thread may forget it meanwhile
         if chosen is None or chosen[0] != self.backend:
-            like = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
+            like = self._like()
             single = like.dtype == torch.float32
             if self.backend == "cpu" and not single:
                 raise InputError("the cpu backend computes in float32", where="backend", expected="float32 parameters",
                                  found=like.dtype, remedy="use backend='torch', or .float()")
-            offered = OFFERED if single else ("reference", "torch")
-            chosen = self._chosen = self.backend, choose(self.backend, like.device.type, offered)
+            chosen = self._chosen = self.backend, choose(self.backend, like.device.type, offered("model", [like]))
         return chosen[1]
+
+    def _like(self) -> Tensor:
+        """A tensor of the model's dtype and device."""
+        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
 
     @property
     def chosen_backend(self) -> str:
@@ -200,8 +135,8 @@ class SparseViT(nn.Module):
 
     @property
     def plan(self) -> Plan:
-        """The plan for logits; printed, it is a program."""
-        return self._compiled.plan("logits")
+        """The plan for logits; printed, it is a program. On a GPU, the one without joined MLPs."""
+        return self._compiled.plan("logits", "gpu" if self._choose() in WAYS_OF else "cpu")
 
     @property
     def num_classes(self) -> int:
@@ -241,22 +176,23 @@ class SparseViT(nn.Module):
         norm = getattr(self, head_norm(self.config))
         return x * norm.weight + norm.bias
 
-    def _run(self, which: str, images: Tensor) -> Tensor:
+    def _check(self, images: Tensor) -> None:
         if images.shape[1:] != self._image_shape:
             raise InputError("the images do not fit the model", where="images", found=list(images.shape),
                              expected=f"[B, {', '.join(map(str, self._image_shape))}]")
+
+    def _run(self, which: str, images: Tensor) -> Tensor:
+        self._check(images)
         if self.training or torch.compiler.is_compiling():
             return self._run_torch(which, images, self._live_parameters("tracing"))
         if self._compiled.changed():
             self._derive()
-        if self._choose() != "cpu":
+        if self._choose() not in KERNELS:
             return self._run_torch(which, images, self._compiled.parameters)
-        if images.dtype is not torch.float32 or images.device.type != "cpu":
-            raise InputError("the cpu backend reads float32 images in main memory", where="images",
-                             expected="float32 on cpu", found=f"{images.dtype} on {images.device}")
+        check_images(images, self._like(), self._choose())
         if self._compiled.wants_gradient(images) and self._compiled.plan(which).steps:
             return _NativeForward.apply(self, which, images, *self._compiled.parameters.values())
-        return self._run_native(which, images)
+        return run_kernels(self._compiled, which, images, self._choose())
 
     def _live_parameters(self, what: str) -> dict[str, Tensor]:
         """The parameters as they are now; raises when they were dropped."""
@@ -266,9 +202,36 @@ class SparseViT(nn.Module):
         plan, ops = self._compiled.plan(which), reference if self.backend == "reference" else portable
         return run_plan(plan, images, parameters, plan.constants, ops)
 
-    def _run_native(self, which: str, images: Tensor) -> Tensor:
-        program = self._compiled.program(which)
-        return run_program.call(images.detach().contiguous(), program.code, program.blob)
+    def capture(self, images: Tensor, how: str = "auto") -> Captured:
+        """This model as CUDA graphs, beginning with one for ``images`` [B, C, S, S] on a GPU; call it like the model.
+
+        ``how``: one of :meth:`ways`, or ``"auto"``, which records each and keeps the fastest on these images.
+        Raises :class:`InputError` for a model in training, images that are not on a GPU, and where recording fails.
+        """
+        if self.training:
+            raise InputError("a graph replays inference only", where="capture", expected="a model in eval()",
+                             found="train()", remedy="model.eval().capture(images)")
+        if images.device.type != "cuda":
+            raise InputError("graphs are recorded on GPUs", where="capture: images", expected="a tensor on cuda",
+                             found=images.device, remedy="move model and images: .to('cuda')")
+        return Captured(self, images, how)
+
+    def ways(self, images: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The ways to run this model on images like these (:data:`.runners.WAYS`): functions from images to logits."""
+        backend = self._choose()
+        if backend not in WAYS_OF:
+            return {"steps": self}
+        return {how: partial(self._logits_by, backend, how) for how in WAYS_OF[backend]}
+
+    def _logits_by(self, backend: str, how: str, images: Tensor) -> Tensor:
+        return run_kernels(self.compiled(images), "logits", images, backend, how)[:, 0]
+
+    def compiled(self, images: Tensor) -> Compiled | Packed:
+        """What runs on ``images``, up to date; another object after each change of a parameter."""
+        self._check(images)
+        if self._compiled.changed():
+            self._derive()
+        return self._compiled
 
     def drop_parameters(self) -> SparseViT:
         """Keep only the packed program of the cpu backend: no training, no saving, half the memory."""
@@ -329,7 +292,7 @@ class _NativeForward(torch.autograd.Function):
     def forward(ctx: Any, module: SparseViT, which: str, images: Tensor, *parameters: Tensor) -> Tensor:
         ctx.module, ctx.which = module, which
         ctx.save_for_backward(images, *parameters)
-        return module._run_native(which, images)
+        return run_kernels(module._compiled, which, images, module._choose())
 
     @staticmethod
     @once_differentiable

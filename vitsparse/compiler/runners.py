@@ -1,0 +1,68 @@
+"""Running what was compiled on the backends that have kernels of their own, and the ways to do so on a GPU."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..ops import run_program
+from .compiled import Compiled, Packed
+
+WAYS = {"fused": ("steps", "gpu_mlp"), "steps": ("steps", "gpu"), "waves": ("waves", "gpu"),
+        "persistent": ("persistent", "gpu")}
+"""How a model runs on a GPU: launches (``ops/run_program.py``) and the plan's target. ``fused`` gives each MLP to one
+kernel, for many rows; ``steps`` is a launch for each step, ``waves`` one for all steps that may run at once, and
+``persistent`` one launch in all, for a single image."""
+WAYS_OF = {"cuda": tuple(WAYS), "triton": ("fused", "steps")}
+ROWS_PER_BLOCK = 32
+TRITON_OPS = ("linear", "sum_norm", "attention", "qkv_attention", "mlp", "apply_pattern")
+
+
+def run_kernels(compiled: Compiled | Packed, which: str, images: Tensor, backend: str, how: str = "auto") -> Tensor:
+    """The plan ``which`` on ``images`` by backend ``cpu``, ``cuda`` or ``triton``: [B, rows, width], no gradient."""
+    images = images.detach().contiguous()
+    if backend == "cpu":
+        program = compiled.program(which)
+        return run_program.call(images, program.code, program.blob)
+    launches, target = WAYS[usual_way(backend, images, compiled) if how == "auto" else how]
+    if backend == "triton":
+        return compiled.folded(which, target).run(images, triton_ops())
+    torch.ops.vitsparse.cuda_half_accumulate(torch.backends.cuda.matmul.allow_fp16_accumulation)
+    program = compiled.program(which, target)
+    return run_program.call(images, program.code, program.blob, program.device_code, launches)
+
+
+def usual_way(backend: str, images: Tensor, compiled: Compiled | Packed) -> str:
+    """The way that is likely best without trying: by whether the rows of an MLP fill the device."""
+    rows = len(images) * compiled.plan("logits", "gpu").config.num_tokens
+    if rows >= ROWS_PER_BLOCK * multiprocessors(images.device):
+        return "fused"
+    return "waves" if backend == "cuda" else "steps"
+
+
+def check_images(images: Tensor, like: Tensor, backend: str) -> None:
+    """Raise :class:`InputError` unless ``images`` have the dtype and device of the parameter ``like``."""
+    if (images.dtype, images.device) != (like.dtype, like.device):
+        raise InputError(f"the {backend} backend reads images of the model's own dtype and device", where="images",
+                         expected=_kind(like), found=_kind(images),
+                         remedy="move the images or the model: .to(device, dtype)")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 1 for what only pretends to be one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@functools.cache
+def triton_ops() -> SimpleNamespace:
+    """The Triton ops by the names of their contracts."""
+    return SimpleNamespace(**{name: getattr(torch.ops.vitsparse, f"{name}_triton") for name in TRITON_OPS})
