@@ -67,122 +67,138 @@ __device__ __forceinline__ bool aligned_to(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
-// The first `numbers` numbers and then zeros, as 16 bytes.
+// Row `row` of the list, or the last one.
 template <class T>
-__device__ __forceinline__ uint4 read_16(const T* from, int numbers, bool aligned) {
-  if (aligned && numbers >= per_16_bytes<T>) return *reinterpret_cast<const uint4*>(from);
-  T read[per_16_bytes<T>];
-#pragma unroll
-  for (int i = 0; i < per_16_bytes<T>; ++i) read[i] = i < numbers ? from[i] : from_float<T>(0.f);
-  uint4 value;
-  memcpy(&value, read, 16);
-  return value;
+__device__ __forceinline__ const T* linear_src(const LinearParams& params, int row) {
+  const int last = params.batch * params.rows - 1, r = row < last ? row : last, image = r / params.rows;
+  return static_cast<const T*>(params.src.data) + image * params.src.image_stride +
+         (r - image * params.rows) * params.src.row_stride;
+}
+template <class T>
+__device__ __forceinline__ const T* linear_weight(const LinearParams& params, int row) {
+  return static_cast<const T*>(params.weight) + (row < params.outputs ? row : params.outputs - 1) * params.weight_stride;
 }
 
 // What one thread copies of each slice: 16 bytes of one row in each of `passes` passes over the rows of both factors.
 template <Level level, class T, class Shape>
 struct LinearLoader {
-  static constexpr int chunks = 4 * Shape::warps_k, rows_a_pass = 256 / chunks;
+  static constexpr int vector = per_16_bytes<T>, chunks = 4 * Shape::warps_k, rows_a_pass = 256 / chunks;
   static constexpr int passes = (Shape::rows + Shape::columns) / rows_a_pass;
   static_assert(Shape::rows % rows_a_pass == 0 && rows_a_pass % 8 == 0);
 
-  const T* from[passes];
+  const LinearParams& params;
+  const int row0, column0;
+  const T* from[passes];  // this thread's part of the next slice
+  int numbers;            // left in the rows from there on
+  bool aligned, holds;
   uint4 held[level == Level::sm75 ? passes : 1];
-  int numbers;  // left in the rows from this thread's next chunk on
-  int place;    // of the first pass in a stage
-  bool aligned;
 
-  __device__ LinearLoader(const LinearParams& params, int row0, int column0) {
-    const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks, skip = chunk * per_16_bytes<T>;
-    numbers = params.inputs - skip;
-    place = chunk / 4 * Shape::table + linear_place(first, chunk % 4);
-    aligned = true;
+  __device__ __forceinline__ LinearLoader(const LinearParams& params, int row0, int column0)
+      : params(params), row0(row0), column0(column0), numbers(params.inputs - chunk() * vector), aligned(true) {
 #pragma unroll
     for (int i = 0; i < passes; ++i) {
-      const int r = first + i * rows_a_pass;
-      from[i] = (r < Shape::rows ? row_of_src(params, row0 + r) : row_of_weight(params, column0 + r - Shape::rows)) + skip;
+      from[i] = row(first() + i * rows_a_pass) + chunk() * vector;
       aligned = aligned && aligned_to<16>(from[i]);
     }
   }
 
   // Begins to copy the next slice; on sm75 finish() puts it where it belongs. `stage` is free, and null after the last.
   __device__ __forceinline__ void begin(unsigned char* stage) {
+    holds = false;
     if (stage != nullptr) {
+      if (level == Level::sm75 && aligned && numbers >= vector) {
+        holds = true;
 #pragma unroll
-      for (int i = 0; i < passes; ++i) begin_row(i, stage + place + i * rows_a_pass * 64);
-      numbers -= chunks * per_16_bytes<T>;
+        for (int i = 0; i < passes; ++i) held[level == Level::sm75 ? i : 0] = *reinterpret_cast<const uint4*>(from[i]);
+      } else if (level != Level::sm75 && aligned) {
+        const int left = numbers * static_cast<int>(sizeof(T)), bytes = left < 0 ? 0 : left > 16 ? 16 : left;
+#pragma unroll
+        for (int i = 0; i < passes; ++i) copy_16<level>(place(stage, i), from[i], bytes);
+      } else {
+        copy_numbers(stage);
+      }
+#pragma unroll
+      for (int i = 0; i < passes; ++i) from[i] += chunks * vector;
+      numbers -= chunks * vector;
     }
     commit_copies<level>();
   }
   __device__ __forceinline__ void finish(unsigned char* stage) {
     if constexpr (level == Level::sm75) {
-      if (stage == nullptr) return;
+      if (!holds) return;
 #pragma unroll
-      for (int i = 0; i < passes; ++i) *reinterpret_cast<uint4*>(stage + place + i * rows_a_pass * 64) = held[i];
+      for (int i = 0; i < passes; ++i) *reinterpret_cast<uint4*>(place(stage, i)) = held[i];
     }
   }
 
  private:
-  __device__ __forceinline__ void begin_row(int i, unsigned char* to) {
-    if constexpr (level == Level::sm75) {
-      held[i] = read_16(from[i], numbers, aligned);
-    } else if (aligned) {
-      const int bytes = numbers * static_cast<int>(sizeof(T));
-      copy_16<level>(to, from[i], bytes < 0 ? 0 : bytes > 16 ? 16 : bytes);
-    } else {
-      *reinterpret_cast<uint4*>(to) = read_16(from[i], numbers, false);
+  __device__ static int chunk() { return threadIdx.x % chunks; }
+  __device__ static int first() { return threadIdx.x / chunks; }
+  __device__ static unsigned char* place(unsigned char* stage, int pass) {
+    return stage + chunk() / 4 * Shape::table + linear_place(first(), chunk() % 4) + pass * rows_a_pass * 64;
+  }
+  __device__ __forceinline__ const T* row(int r) const {
+    return r < Shape::rows ? linear_src<T>(params, row0 + r) : linear_weight<T>(params, column0 + r - Shape::rows);
+  }
+  // One by one, for what is unaligned or ends within 16 bytes. Finds the rows anew, which costs no registers.
+  __device__ __forceinline__ void copy_numbers(unsigned char* stage) {
+#pragma unroll 1
+    for (int i = 0; i < passes; ++i) {
+      const T* numbers_of_row = row(first() + i * rows_a_pass) + params.inputs - numbers;
+      T* to = reinterpret_cast<T*>(place(stage, i));
+#pragma unroll
+      for (int j = 0; j < vector; ++j) to[j] = j < numbers ? numbers_of_row[j] : from_float<T>(0.f);
     }
-    from[i] += chunks * per_16_bytes<T>;
-  }
-  __device__ static const T* row_of_src(const LinearParams& params, int row) {
-    const int last = params.batch * params.rows - 1, r = row < last ? row : last, image = r / params.rows;
-    return static_cast<const T*>(params.src.data) + image * params.src.image_stride +
-           (r - image * params.rows) * params.src.row_stride;
-  }
-  __device__ static const T* row_of_weight(const LinearParams& params, int row) {
-    const int last = params.outputs - 1, r = row < last ? row : last;
-    return static_cast<const T*>(params.weight) + r * params.weight_stride;
   }
 };
 
 // sums[16 * m_tiles x 32] += rows of a times rows of b, each of 64 bytes.
 template <Level level, class T, bool half_sums, int m_tiles>
 struct LinearProduct {
-  __device__ static void add(float (&sums)[m_tiles][4][4], const unsigned char* a, const unsigned char* b) {
-    const int lane = threadIdx.x % 32;
-    uint32_t right[2][2][4];  // 16 inputs each, 16 columns each
+  __device__ __forceinline__ static void add(float (&sums)[m_tiles][4][4], const unsigned char* a, const unsigned char* b) {
+    uint32_t left[4], right[2][2][4];  // 16 inputs each, 16 columns each
+    if constexpr (half_sums) {
+      load_right(right[0], b, 0);
+      load_right(right[1], b, 1);
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-        load_matrices(right[k][n], b + linear_place(16 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-    }
-#pragma unroll
-    for (int m = 0; m < m_tiles; ++m) {
-      uint32_t left[2][4];
-#pragma unroll
-      for (int k = 0; k < 2; ++k) load_matrices(left[k], a + linear_place(16 * m + lane % 16, 2 * k + lane / 16));
-      if constexpr (half_sums) {
+      for (int m = 0; m < m_tiles; ++m) {
         uint32_t part[4][2] = {};
-        multiply(part, left, right);
+        load_left(left, a, m, 0);
+        multiply(part, left, right[0]);
+        load_left(left, a, m, 1);
+        multiply(part, left, right[1]);
         add_halves(sums[m], part);
-      } else {
-        multiply(sums[m], left, right);
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        load_right(right[0], b, k);
+#pragma unroll
+        for (int m = 0; m < m_tiles; ++m) {
+          load_left(left, a, m, k);
+          multiply(sums[m], left, right[0]);
+        }
       }
     }
   }
 
  private:
+  __device__ __forceinline__ static void load_left(uint32_t (&left)[4], const unsigned char* a, int m, int k) {
+    const int lane = threadIdx.x % 32;
+    load_matrices(left, a + m * 16 * 64 + linear_place(lane % 16, 2 * k + lane / 16));
+  }
+  __device__ __forceinline__ static void load_right(uint32_t (&right)[2][4], const unsigned char* b, int k) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+      load_matrices(right[n], b + n * 16 * 64 + linear_place(lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+  }
   template <class Sum>
-  __device__ __forceinline__ static void multiply(Sum (&sums)[4], const uint32_t (&left)[2][4],
-                                                  const uint32_t (&right)[2][2][4]) {
+  __device__ __forceinline__ static void multiply(Sum (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2][4]) {
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const uint32_t column[2] = {right[k][n / 2][n % 2 * 2], right[k][n / 2][n % 2 * 2 + 1]};
-        TensorCore<level, T>::mma(sums[n], left[k], column);
-      }
+    for (int n = 0; n < 4; ++n) {
+      const uint32_t column[2] = {right[n / 2][n % 2 * 2], right[n / 2][n % 2 * 2 + 1]};
+      TensorCore<level, T>::mma(sums[n], left, column);
     }
   }
   __device__ __forceinline__ static void add_halves(float (&sums)[4][4], const uint32_t (&part)[4][2]) {
@@ -280,14 +296,19 @@ __device__ __forceinline__ void write_sums(const LinearParams& params, float (&s
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp % groups, warp_k = warp / groups;
   float* strips = reinterpret_cast<float*>(shared_memory());
   const auto strip = [&](int of, int row) { return strips + (of * 16 + row) * linear_strip; };
-#pragma unroll
-  for (int m = 0; m < Shape::m_tiles; ++m) {
+#pragma unroll 1
+  for (int m = 0; m < Shape::m_tiles; ++m) {  // once in the code: the rows that come next move to the front
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      for_each_of_tile(i, [&](int row, int column, int j) { strip(warp, row)[column] = sums[m][i][j]; });
+      for_each_of_tile(i, [&](int row, int column, int j) { strip(warp, row)[column] = sums[0][i][j]; });
+#pragma unroll
+      for (int next = 1; next < Shape::m_tiles; ++next) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[next - 1][i][j] = sums[next][i][j];
+      }
     }
     if constexpr (Shape::warps_k > 1) __syncthreads(); else __syncwarp();
-#pragma unroll
+#pragma unroll 1
     for (int i = lane; i < own * lanes; i += 32) {
       const int row = warp_k * own + i / lanes, column = i % lanes * n;
       float values[n] = {};
@@ -322,17 +343,15 @@ __device__ __forceinline__ void linear_task_of(const LinearParams& params, int t
     loader.begin(stage);
     loader.finish(stage);
   }
-  int use = 0, fill = stages - 1;  // stages of the ring
   for (int s = 0; s < slices; ++s) {
     wait_copies<level, stages - 2>();
     __syncthreads();  // slice s has arrived, and all are done with the one before
-    unsigned char* stage = s + stages - 1 < slices ? ring + fill * Shape::stage : nullptr;
+    const int next = s + stages - 1;
+    unsigned char* stage = next < slices ? ring + next % stages * Shape::stage : nullptr;
     loader.begin(stage);
-    const unsigned char* slice = ring + use * Shape::stage;
+    const unsigned char* slice = ring + s % stages * Shape::stage;
     LinearProduct<level, T, half_sums, Shape::m_tiles>::add(sums, slice + a, slice + b);
     loader.finish(stage);
-    use = use + 1 == stages ? 0 : use + 1;
-    fill = fill + 1 == stages ? 0 : fill + 1;
   }
   wait_copies<level, 0>();
   __syncthreads();
@@ -349,8 +368,12 @@ __device__ __forceinline__ void linear_task(const LinearParams& params, LinearTi
   }
 }
 
+// Two blocks on a multiprocessor, so that one multiplies while the other writes; where 128 registers are too few, one.
+template <Level level, bool half_sums, class Shape>
+constexpr int linear_blocks = level == Level::sm75 && half_sums && Shape::m_tiles == 4 ? 1 : 2;
+
 template <Level level, class T, bool half_sums, class Shape>
-__global__ void __launch_bounds__(256, 2) linear_kernel(LinearParams params) {
+__global__ void __launch_bounds__(256, linear_blocks<level, half_sums, Shape>) linear_kernel(LinearParams params) {
   linear_task_of<level, T, half_sums, Shape>(params, blockIdx.x);
 }
 
