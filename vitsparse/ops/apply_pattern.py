@@ -2,6 +2,8 @@
 
     reference   vitsparse/backends/reference.py          torch   vitsparse/backends/portable.py
     cpu         kernels/cpu/apply_pattern*.{h,cpp},  bound by csrc/cpu/apply_pattern.cpp
+    cuda        kernels/cuda/apply_pattern*.{h,cuh,cu},  bound by csrc/cuda/apply_pattern.cpp
+    triton      kernels/triton/apply_pattern.py,  bound by vitsparse/ops/triton.py
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ def apply_pattern(pattern: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
            f"[heads, queries, {v.shape[1]}]", list(pattern.shape))
     expect(pattern.shape[0] >= 1 and v.shape[2] % pattern.shape[0] == 0, "apply_pattern: heads of the pattern",
            f"a divisor of {v.shape[2]}", pattern.shape[0])
-    chosen = choose(backend, v.device.type, offered("apply_pattern", [pattern, v]))
-    if chosen == "cpu":
+    chosen = choose(backend, v.device.type, offered("apply_pattern", [pattern, v], backend))
+    if chosen in ("cpu", "cuda"):
         return torch.ops.vitsparse.apply_pattern(pattern, v)
+    if chosen == "triton":
+        return torch.ops.vitsparse.apply_pattern_triton(pattern, v)
     return (reference if chosen == "reference" else portable).apply_pattern(pattern, v)
 
 
