@@ -1,0 +1,126 @@
+// attention: one task for each (image, head, group of query rows); each warp takes 16 rows.
+//
+//   attention_tasks<T>(params, threads)     how many tasks there are for blocks of `threads`
+//   attention_shared<T>(params, threads)    bytes of shared memory that a task needs
+//   attention_task<level, T>(params, task)  by all threads of a block: a multiple of 32 up to 256; head_dim up to 128
+//
+// Keys and values pass through two tiles of at most 64 rows: while one is worked on the other is filled (from sm80 on; on
+// sm75 other blocks of the multiprocessor fill the gap). Up to 128 keys are all there at once. Any number of keys works.
+#pragma once
+#include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/attention.h"
+
+namespace vitsparse::cuda {
+
+// Warps that have rows in a block of `threads`; the others help loading. In float32 shared memory is short.
+template <class T>
+__host__ __device__ constexpr int attention_warps(int head_dim, int threads) {
+  const int most = std::is_same_v<T, float> && padded_head(head_dim) == 128 ? 2 : 8, warps = threads / 32;
+  return warps < most ? warps : most;
+}
+
+template <class T>
+__host__ __device__ constexpr int attention_groups(const AttentionParams& params, int threads) {
+  return ceil_div(params.queries, 16 * attention_warps<T>(params.head_dim, threads));
+}
+
+template <class T>
+__host__ __device__ constexpr int attention_tasks(const AttentionParams& params, int threads) {
+  return params.batch * params.heads * attention_groups<T>(params, threads);
+}
+
+// Rows of keys (and of values) in shared memory.
+template <class T>
+__host__ __device__ constexpr int resident_keys(int keys) {
+  const int all = round_up(keys, 16);
+  return all < 2 * key_chunk<T> ? all : 2 * key_chunk<T>;
+}
+
+template <class T>
+__host__ __device__ constexpr int attention_shared(const AttentionParams& params, int threads) {
+  const int warps = attention_warps<T>(params.head_dim, threads);
+  const int rows = 16 * warps + 2 * resident_keys<T>(params.keys);
+  const int numbers = rows * padded<T>(padded_head(params.head_dim)) + warps * left_scratch<T>;
+  return numbers * static_cast<int>(sizeof(T));
+}
+
+// Rows of a head of one image.
+template <class T>
+struct HeadRows {
+  T* data;
+  int64_t stride;
+
+  __device__ HeadRows(const View& view, int image, int column)
+      : data(static_cast<T*>(view.data) + image * view.image_stride + column), stride(view.row_stride) {}
+  __device__ bool aligned() const { return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % per_16_bytes<T> == 0; }
+  __device__ T* row(int r) const { return data + r * stride; }
+};
+
+// tile[r] = rows first + r, zeros beyond `end`; `count` rows.
+template <Level level, class T, int width>
+__device__ __forceinline__ void load_head(T* tile, const HeadRows<T>& head, int first, int count, int end, int head_dim) {
+  load_tile<level>(tile, padded<T>(width), count, width, head_dim, head.aligned(),
+                   [&](int r) { return first + r < end ? static_cast<const T*>(head.row(first + r)) : nullptr; });
+}
+
+template <Level level, class T, int width>
+__device__ __forceinline__ void attention_task_of(const AttentionParams& params, int task) {
+  constexpr int chunk = key_chunk<T>, stride = padded<T>(width);
+  const int warps = attention_warps<T>(width, blockDim.x), warp = threadIdx.x / 32;
+  const int groups = attention_groups<T>(params, blockDim.x), first = task % groups * 16 * warps;
+  const int head = task / groups % params.heads, image = task / groups / params.heads;
+  const int column = head * params.head_dim, rows = params.queries - first;
+  const HeadRows<T> dst(params.dst, image, column);
+  if (params.head_keep != nullptr && params.head_keep[image * params.heads + head] == 0)
+    return clear_rows(dst.row(first), dst.stride, rows < 16 * warps ? rows : 16 * warps, params.head_dim);
+
+  const HeadRows<T> q(params.q, image, column), k(params.k, image, column), v(params.v, image, column);
+  const int resident = resident_keys<T>(params.keys), chunks = ceil_div(params.keys, chunk);
+  T* q_tile = reinterpret_cast<T*>(shared_memory());
+  T *k_tile = q_tile + 16 * warps * stride, *v_tile = k_tile + resident * stride;
+  T* scratch = v_tile + resident * stride + warp * left_scratch<T>;
+  const auto load_chunk = [&](int c) {
+    if (c < chunks) {
+      const int live = params.keys - c * chunk, count = live < chunk ? round_up(live, 16) : chunk;
+      load_head<level, T, width>(k_tile + c % 2 * chunk * stride, k, c * chunk, count, params.keys, params.head_dim);
+      load_head<level, T, width>(v_tile + c % 2 * chunk * stride, v, c * chunk, count, params.keys, params.head_dim);
+    }
+    commit_copies<level>();
+  };
+  load_head<level, T, width>(q_tile, q, first, 16 * warps, params.queries, params.head_dim);
+  load_chunk(0);
+  load_chunk(1);
+
+  const bool busy = warp < warps && 16 * warp < rows;
+  const float factor = params.scale * log2_e;
+  QueryRows<level, T, width> state;
+  state.begin();
+  for (int c = 0; c < chunks; ++c) {
+    wait_copies<level, 1>();
+    __syncthreads();
+    if (busy) {
+      if (c == 0) state.load(q_tile + 16 * warp * stride);
+      const int at = c % 2 * chunk * stride, live = params.keys - c * chunk;
+      state.add_keys(k_tile + at, v_tile + at, live < chunk ? live : chunk, factor, scratch);
+    }
+    __syncthreads();
+    load_chunk(c + 2);
+  }
+  if (busy) state.end(dst.row(first + 16 * warp), dst.stride, rows - 16 * warp, params.head_dim);
+}
+
+template <Level level, class T>
+__device__ __forceinline__ void attention_task(const AttentionParams& params, int task) {
+  switch (padded_head(params.head_dim)) {
+    case 32: return attention_task_of<level, T, 32>(params, task);
+    case 64: return attention_task_of<level, T, 64>(params, task);
+    default: return attention_task_of<level, T, 128>(params, task);
+  }
+}
+
+template <Level level, class T, int width>
+__global__ void __launch_bounds__(256) attention_kernel(AttentionParams params) {
+  attention_task_of<level, T, width>(params, blockIdx.x);
+}
+
+}  // namespace vitsparse::cuda
