@@ -183,7 +183,7 @@ template <class T>
 __device__ __forceinline__ void sum_norm_task(const SumNormParams& params, int index) {
   const int image = index / params.rows, row = index % params.rows;
   const T* offset = static_cast<const T*>(params.offset);
-  sum_norm_row<T>(params.width, params.eps, params.count, 0,
+  sum_norm_row<T>(params.width, params.eps, params.count, params.minuses,
                   [&](int i) -> const T* { return row_of<const T>(params.sources[i], image, row); },
                   offset == nullptr ? nullptr : offset + row * params.offset_stride,
                   row_or_null<T>(params.sum, image, row), row_or_null<T>(params.normed, image, row));

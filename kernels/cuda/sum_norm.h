@@ -1,4 +1,5 @@
-// sum = offset + sources, normed = (sum - mean) / sqrt(variance + eps), row by row: the residual stream that a reader sees.
+// sum = offset + sources (less those that are taken away) and normed = (sum - mean) / sqrt(variance + eps), row by row: the
+// residual stream that a reader sees.
 #pragma once
 #include "kernels/cuda/level.h"
 
@@ -8,7 +9,7 @@ constexpr int max_sources = 48;  // of one launch; a longer list takes several, 
 
 struct SumNormParams {
   View sources[max_sources];  // [batch, rows, width]
-  int count;
+  int count, minuses;         // the first `count` are added, the next `minuses` taken away
   const void* offset;         // [rows][width], or null
   int64_t offset_stride;      // 0: one row for all
   View sum, normed;           // data null: not wanted

@@ -2,6 +2,8 @@
 
     reference   vitsparse/backends/reference.py          torch   vitsparse/backends/portable.py
     cpu         kernels/cpu/sum_norm*.{h,cpp},  bound by csrc/cpu/sum_norm.cpp
+    cuda        kernels/cuda/sum_norm*.{h,cuh,cu},  bound by csrc/cuda/sum_norm.cpp
+    triton      kernels/triton/sum_norm.py,  bound by vitsparse/ops/triton.py
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ def sum_norm(
     if offset is not None:
         expect(offset.shape == shape[1:], "sum_norm: offset", list(shape[1:]), list(offset.shape))
     tensors = [*senders, *([] if offset is None else [offset])]
-    chosen = choose(backend, senders[0].device.type, offered("sum_norm", tensors))
-    if chosen == "cpu":
+    chosen = choose(backend, senders[0].device.type, offered("sum_norm", tensors, backend))
+    if chosen in ("cpu", "cuda"):
         return torch.ops.vitsparse.sum_norm(senders, offset, eps)
+    if chosen == "triton":
+        return torch.ops.vitsparse.sum_norm_triton(senders, offset, eps)
     return (reference if chosen == "reference" else portable).sum_norm(senders, offset, eps)
 
 
