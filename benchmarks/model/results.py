@@ -14,6 +14,7 @@ from typing import Any
 
 from vitsparse import InputError
 from vitsparse.circuit.files import read_json, write_text
+from vitsparse.evaluation.gpu import gpu_facts
 from vitsparse.evaluation.latency import machine_facts
 
 FOLDER = Path(__file__).parent.parent / "results"
@@ -28,8 +29,15 @@ def facts_of(threads: int) -> dict[str, Any]:
     return {**{key: value for key, value in machine_facts().items() if value is not None}, "threads": threads}
 
 
+def facts_of_gpu(dtype: str) -> dict[str, Any]:
+    """The GPU at this moment, the machine around it, and what ran on it; None where something cannot be read."""
+    return {**machine_facts(), **gpu_facts(), "dtype": dtype}
+
+
 def default_file(facts: Mapping[str, Any]) -> Path:
-    """Where results of a machine go: a name made of its processor, cores and threads."""
+    """Where results of a machine go: a name made of its processor, cores and threads, or of its GPU and the dtype."""
+    if "dtype" in facts:
+        return FOLDER / f"{slug(facts['gpu'])}-{facts['dtype']}.json"
     return FOLDER / f"{slug(facts['cpu'])}-{facts['cores']}-cores-{facts['threads']}-threads.json"
 
 
@@ -61,11 +69,19 @@ def store(file: Path, name: str, section: Mapping[str, Any]) -> None:
 
 def line(row: Row) -> str:
     """A row as a line of print."""
-    name = f"{row['name']:34}" + (f" batch {row['batch']:2}" if "batch" in row else "")
+    name = row["name"] + (f" ({row['backend']})" if "backend" in row else "")
+    name = f"{name:34}" + (f" batch {row['batch']:2}" if "batch" in row else "")
+    if row.get("sums") == "float16":
+        name += ", sums in float16"
     match row["kind"]:
         case "time":
             share = "" if row["flops_share"] is None else f", {row['flops_share']:.1%} of the FLOPs"
-            said = f"{row['ms']:9.3f} ms [{row['p20']:.3f}, {row['p80']:.3f}], {row['threads']} threads{share}"
+            digits = 4 if "warm_ms" in row else 3
+            on = f"warm {row['warm_ms']:.4f}" if "warm_ms" in row else f"{row['threads']} threads"
+            how = f", {row['how']}" if row.get("how") else ""
+            said = f"{row['ms']:9.{digits}f} ms [{row['p20']:.{digits}f}, {row['p80']:.{digits}f}], {on}{share}{how}"
+        case "error":
+            said = f"{row['error']:9.2g} from {row['circuit']}"
         case "speed-up" | "price":
             said = f"{row['ratio']:9.2f} x  [{row['p20']:.2f}, {row['p80']:.2f}], against {row['theirs']}"
         case "seconds":

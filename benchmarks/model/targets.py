@@ -17,7 +17,7 @@ Bound = tuple[float | None, float | None]  # target, aim
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: ``ours`` with the fastest candidate whose name starts with ``theirs``, or is it.
+    """One comparison: ``ours`` with the fastest candidate that is ``theirs``, or ``theirs`` under some runtime.
 
     The ratio is a speed-up (their time over ours, to be at least the bound) or, with ``price``, our time over theirs
     (to be at most the bound). ``bounds`` are target and aim by batch; without one a row is only reported.
@@ -31,9 +31,7 @@ class Row:
 
     def rivals(self, names: Mapping[str, object]) -> list[str]:
         """The candidates among ``names`` that ours is compared with."""
-        if self.theirs in ("D", "E"):
-            return [name for name in names if name.startswith(f"{self.theirs} ")]
-        return [self.theirs] if self.theirs in names else []
+        return [name for name in names if name == self.theirs or name.startswith(f"{self.theirs} ")]
 
     def met(self, ratio: float, bound: float | None) -> bool | None:
         """Whether a ratio reaches a bound; None without one."""

@@ -13,7 +13,7 @@ from vitsparse.evaluation.latency import measure_rounds
 
 
 class Card:
-    """What the module uses of ``torch.cuda``; work takes as long as :meth:`work` says, and the order is written down."""
+    """What the module uses of ``torch.cuda``; work takes as long as :meth:`work` says, its order is written down."""
 
     def __init__(self):
         self.now, self.log = 0.0, []
@@ -92,7 +92,7 @@ def test_a_captured_function_follows_its_inputs_and_keeps_its_output():
 
 @pytest.mark.gpu
 def test_the_clock_of_a_real_card():
-    """Twice the work takes about twice as long; a cold pass over 8 MB that fit the cache is not faster than a warm one."""
+    """Twice the work takes about twice as long; a cold pass over 4 MB that fit the cache is not faster than warm."""
     wide, small = torch.randn(8192, 8192, device="cuda"), torch.randn(2**20, device="cuda")
     one, two = gpu.captured(lambda: wide @ wide), gpu.captured(lambda: wide @ wide @ wide)
     times = measure_rounds({"one": one, "two": two}, repeats=10, min_seconds=0, clock=gpu.CudaClock())

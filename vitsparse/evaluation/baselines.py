@@ -1,4 +1,7 @@
-"""The strongest ways to run a dense model on this machine: what a sparse one has to beat."""
+"""The strongest ways to run a dense model on this machine: what a sparse one has to beat.
+
+Those of a GPU (:data:`CUDA_BASELINES`) are recorded as CUDA graphs: replayed, none of them waits for its launches.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .gpu import captured
 from .runtimes import import_onnxruntime, import_openvino, require
 
 Runner = Callable[[], object]
@@ -75,9 +79,44 @@ def onnxruntime(model: nn.Module, images: Tensor) -> Runner:
     return functools.partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
 
 
+def captured_eager(model: nn.Module, images: Tensor) -> Runner:
+    """``model`` as it is, as a CUDA graph."""
+    return captured(model, images)
+
+
+def captured_compiled(model: nn.Module, images: Tensor, mode: str = "default") -> Runner:
+    """``model`` under torch.compile for exactly this batch, as a CUDA graph; ``mode`` is one of torch.compile's.
+
+    Raises :class:`InputError` where torch cannot compile it as one graph.
+    """
+    # Many models share one forward here; past torch's limit it would run them eagerly and not say so.
+    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+        try:
+            return captured(torch.compile(model, dynamic=False, fullgraph=True, mode=mode), images)
+        except RuntimeError as error:
+            raise InputError("torch.compile does not work here", where=f"baseline compile, mode {mode}",
+                             found=(str(error).strip() or type(error).__name__).splitlines()[0]) from error
+
+
+def tensorrt(model: nn.Module, images: Tensor) -> Runner:
+    """``model`` under TensorRT in its own dtype, by way of the package ``torch_tensorrt``, as a CUDA graph.
+
+    Raises :class:`InputError` where the package is missing.
+    """
+    require("torch_tensorrt", "baseline tensorrt", "install the release of torch-tensorrt for this torch")
+    import torch_tensorrt
+
+    program = torch.export.export(model, (images,))
+    engine = torch_tensorrt.dynamo.compile(program, inputs=[images], use_explicit_typing=True, min_block_size=1)
+    return captured(engine, images)
+
+
 def _check_cpu(runtime: str, images: Tensor) -> None:
     if images.device.type != "cpu":
         raise InputError(f"{runtime} is a baseline of CPUs", where="images", expected="cpu", found=images.device.type)
 
 
 BASELINES = {"eager": eager, "compile": compiled, "openvino": openvino, "onnxruntime": onnxruntime}
+CUDA_BASELINES = {"eager": captured_eager, "compile": captured_compiled,
+                  "autotune": functools.partial(captured_compiled, mode="max-autotune-no-cudagraphs"),
+                  "tensorrt": tensorrt}

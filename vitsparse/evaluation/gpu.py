@@ -1,4 +1,4 @@
-"""Timing on a GPU: callables recorded as CUDA graphs, a clock of events behind a flushed cache, the facts of the card."""
+"""Timing on a GPU: callables recorded as CUDA graphs, a clock of events behind a flushed cache, facts of the card."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Captured:
     """
 
     def __init__(self, function: Callable[..., Any], *inputs: Tensor, warmup: int = 3):
+        self.function = function  # whose weights the graph reads
         self.inputs = tuple(tensor.clone() for tensor in inputs)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

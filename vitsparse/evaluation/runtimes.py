@@ -10,11 +10,10 @@ from types import ModuleType
 from ..errors import InputError
 
 
-def require(package: str, where: str) -> None:
+def require(package: str, where: str, remedy: str = "pip install 'vitsparse[export]'") -> None:
     """Raise :class:`InputError`, naming ``where`` it is needed, if a package is not installed."""
     if importlib.util.find_spec(package) is None:
-        raise InputError(f"the package {package} is not installed", where=where,
-                         remedy="pip install 'vitsparse[export]'")
+        raise InputError(f"the package {package} is not installed", where=where, remedy=remedy)
 
 
 def import_openvino() -> ModuleType:
