@@ -1,5 +1,6 @@
 """apply_pattern: values weighted by a constant pattern. One program per image, head and block of queries."""
 
+# ruff: noqa: PLR0913  (Triton kernels take pointers and strides one by one)
 from __future__ import annotations
 
 import torch
@@ -38,7 +39,7 @@ EXACT_TILES = (tune.tiles(BLOCK_M=16, BLOCK_N=16, num_warps=4, num_stages=1),)
 
 
 def apply_pattern(pattern: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """pattern [heads, Tq, Tk] times v [B, Tk, heads * head_dim] for each image and head, contiguous; see the contract."""
+    """pattern [heads, Tq, Tk] times v [B, Tk, heads * head_dim] for each image and head; see the op's contract."""
     heads, queries, keys = pattern.shape
     out = v.new_empty((v.shape[0], queries, v.shape[2]))
     if out.numel() == 0:

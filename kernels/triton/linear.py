@@ -1,5 +1,6 @@
 """linear: activation(x W^T + b). One program computes a tile of BLOCK_M rows and BLOCK_N outputs."""
 
+# ruff: noqa: PLR0913  (Triton kernels take pointers and strides one by one)
 from __future__ import annotations
 
 import torch
@@ -15,13 +16,13 @@ GROUP = tl.constexpr(8)  # row blocks whose programs run side by side, so that t
 @triton.jit
 def linear_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, rows, tokens, outputs, inputs, x_image, x_row, weight_row, bias_row,
-    HAS_BIAS: tl.constexpr, GELU: tl.constexpr, HALF: tl.constexpr, EVEN: tl.constexpr,
+    BIAS: tl.constexpr, GELU: tl.constexpr, HALF: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """out[r, n] = activation(sum over k of x[r, k] weight[n, k] + bias). EVEN: BLOCK_K divides ``inputs``.
+    """out[r, n] = activation(sum over k of x[r, k] weight[n, k] + bias); row r is token r % tokens of an image.
 
-    Row r is token r % tokens of image r // tokens. Rows and columns past the end are computed on what the last one
-    holds, and not stored: only k is masked.
+    BIAS: "none", "shared" or "per token"; EVEN: BLOCK_K divides ``inputs``. Rows and columns past the end repeat the
+    last one and are not stored: only k is masked.
     """
     row_blocks, column_blocks = tl.cdiv(rows, BLOCK_M), tl.cdiv(outputs, BLOCK_N)
     program = tl.program_id(0)
@@ -44,7 +45,9 @@ def linear_kernel(
         xs += BLOCK_K
         ws += BLOCK_K
 
-    if HAS_BIAS:
+    if BIAS == "shared":
+        total += tl.load(bias_ptr + near_column).to(tl.float32)[None, :]
+    elif BIAS == "per token":
         total += tl.load(bias_ptr + token[:, None] * bias_row + near_column[None, :]).to(tl.float32)
     if GELU:
         total = gelu(total)
@@ -67,16 +70,16 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, act
         return out
     x, weight = images_of(x), dense_columns(weight)
     bias = None if bias is None else dense_columns(bias)
-    (images, tokens, inputs), outputs, rows = x.shape, weight.shape[0], x.shape[0] * x.shape[1]
-    half, gelus = half_accumulate(x), activation == "gelu"
+    tokens, inputs, outputs, rows = x.shape[1], x.shape[2], weight.shape[0], x.shape[0] * x.shape[1]
+    half, kind = half_accumulate(x), "none" if bias is None else "shared" if bias.dim() == 1 else "per token"
 
     def launch(tiles: dict[str, int]) -> None:
         grid = (triton.cdiv(rows, tiles["BLOCK_M"]) * triton.cdiv(outputs, tiles["BLOCK_N"]),)
         linear_kernel[grid](
             x, weight, weight if bias is None else bias, out, rows, tokens, outputs, inputs, x.stride(0), x.stride(1),
-            weight.stride(0), bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
-            HAS_BIAS=bias is not None, GELU=gelus, HALF=half, EVEN=inputs % tiles["BLOCK_K"] == 0, **tiles)
+            weight.stride(0), 0 if bias is None else bias.stride(0), BIAS=kind, GELU=activation == "gelu", HALF=half,
+            EVEN=inputs % tiles["BLOCK_K"] == 0, **tiles)
 
-    key = (tune.near(rows), tune.near(outputs), tune.near(inputs), gelus, half)
+    key = (tune.near(rows), tune.near(outputs), tune.near(inputs), activation, half)
     launch(tune.choose("linear", x, key, EXACT_TILES if x.dtype == torch.float32 else TILES, launch))
     return out

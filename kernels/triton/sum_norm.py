@@ -1,5 +1,6 @@
 """sum_norm: the sum of a list of senders and its normalisation. One program makes BLOCK_M whole rows."""
 
+# ruff: noqa: PLR0913  (Triton kernels take pointers and strides one by one)
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import triton.language as tl
 from . import tune
 from .common import dense_columns, images_of
 
-MOST = 32  # senders of one launch; of a longer list the sum so far, in float32, is the first sender of the next
+MOST = 32  # senders of one launch
 
 
 @triton.jit
@@ -35,7 +36,7 @@ def sum_norm_kernel(
     senders, image_strides, row_strides, offset_ptr, offset_row, total_ptr, normed_ptr, rows, tokens, width, eps,
     COUNT: tl.constexpr, HAS_OFFSET: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """total = offset + senders, and normed = (total - mean) / sqrt(variance + eps) where NORM; a row lies in BLOCK_D."""
+    """total = offset + senders, and normed = (total - mean) / sqrt(variance + eps) where NORM; a row is in BLOCK_D."""
     row, column = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     here = (column < width)[None, :]
     inside = (row < rows)[:, None] & here
@@ -60,12 +61,18 @@ def sum_norm(
     total, normed = (torch.empty_like(senders[0], memory_format=torch.contiguous_format) for _ in range(2))
     if total.numel() == 0:
         return total, normed
-    while len(senders) > MOST:
-        so_far = torch.empty_like(total, dtype=torch.float32)
-        _sum_norm(senders[:MOST], None, eps, so_far, None)
-        senders = [so_far, *senders[MOST:]]
-    _sum_norm(senders, offset, eps, total, normed)
+    _sum_norm(few(senders), offset, eps, total, normed)
     return total, normed
+
+
+def few(senders: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """``senders``, or where they are too many for a launch their first ones added up in float32, and the rest."""
+    senders = list(senders)
+    while len(senders) > MOST:
+        so_far = torch.empty_like(senders[-1], dtype=torch.float32, memory_format=torch.contiguous_format)
+        _sum_norm(senders[:MOST], None, 0.0, so_far, None)
+        senders = [so_far, *senders[MOST:]]
+    return senders
 
 
 def _sum_norm(senders, offset, eps, total, normed) -> None:

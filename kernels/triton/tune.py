@@ -141,7 +141,7 @@ def _remember(name: str, fastest: Tiles) -> None:
 
 
 def add(file: Path, fastest: dict[str, Tiles]) -> dict[str, Tiles]:
-    """Merge ``fastest`` into ``file`` and return all of it. Other processes may do the same; readers see whole files."""
+    """Merge ``fastest`` into ``file``, return all of it. Others may do the same meanwhile; readers see whole files."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file.with_suffix(".lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
