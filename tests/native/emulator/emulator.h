@@ -51,6 +51,10 @@ bool run(const Launch& launch, const Device& device);
 const char* last_fault();
 [[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
+// Instead of run(): see record.cpp.
+extern bool recording;
+void note(const void* kernel, const Launch& launch);
+
 // What all 32 lanes of a warp do together, called once when the last has arrived. lanes[i]: the operand of lane i.
 using Operation = void (*)(void* const (&lanes)[32]);
 void together(Operation operation, const char* name, void* operand, Site site);

@@ -22,6 +22,10 @@ cudaError_t launch(void (*kernel)(Params), const Params& params, const Grid& gri
     call.kernel(call.params);
   };
   const emulator::Launch launch{body, &call, grid.blocks, grid.threads, grid.shared_bytes, grid.cooperative};
+  if (emulator::recording) {
+    emulator::note(reinterpret_cast<const void*>(kernel), launch);
+    return cudaSuccess;
+  }
   const auto& device = *reinterpret_cast<const emulator::Device*>(context.stream);
   return emulator::run(launch, device) ? cudaSuccess : cudaErrorLaunchFailure;
 }
