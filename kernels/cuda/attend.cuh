@@ -15,7 +15,6 @@ namespace vitsparse::cuda {
 
 // Columns that a head is padded to with zeros: registers are counted at compile time.
 __host__ __device__ constexpr int padded_head(int head_dim) { return head_dim <= 32 ? 32 : head_dim <= 64 ? 64 : 128; }
-constexpr int max_head_dim = 128;
 constexpr float log2_e = 1.4426950408889634f;
 
 template <class T>

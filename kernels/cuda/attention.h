@@ -4,6 +4,8 @@
 
 namespace vitsparse::cuda {
 
+constexpr int max_head_dim = 128;  // of all kernels here: a row of a head lies in the registers of four lanes
+
 struct AttentionParams {
   View q, dst;               // [batch, queries, heads * head_dim]
   View k, v;                 // [batch, keys, heads * head_dim]
@@ -12,6 +14,7 @@ struct AttentionParams {
   float scale;
 };
 
+// Any number of queries and keys.
 cudaError_t attention(const AttentionParams& params, const Context& context);
 
 }  // namespace vitsparse::cuda
