@@ -1,7 +1,7 @@
 """Kernels for CUDA, on an emulated device and on a real one: ``ops_on``.
 
-``ops_on`` is an :class:`Ops`. A test that uses it runs twice: on the emulated device (tests/native/emulator: the sources
-of kernels/cuda and csrc/cuda, compiled for this processor) and, under ``pytest -m gpu``, on the GPU:
+``ops_on`` is an :class:`Ops`. A test that uses it runs twice: on the emulated device (tests/native/emulator: the
+sources of kernels/cuda and csrc/cuda, compiled for this processor) and, under ``pytest -m gpu``, on the GPU:
 
     @pytest.mark.parametrize("level", LEVELS)
     def test_linear(ops_on, level):
@@ -9,10 +9,10 @@ of kernels/cuda and csrc/cuda, compiled for this processor) and, under ``pytest 
         with ops_on.at_level(level), ops_on.seed(3):
             y = ops_on.linear(x, weight, None, "none")
 
-``ops_on.X`` is ``torch.ops.vitsparse.X`` or its emulated twin; whatever it allocates begins as NaN. Settings are context
-managers: ``at_level(75)``, ``half_accumulate()``; and, without meaning on a GPU, ``seed(n)`` (of the order of threads:
-n % 3 is the temper of the schedule), ``shared_limit(bytes)``, ``multiprocessors(n)``. A fault of a kernel is a RuntimeError
-that says which threads were where.
+``ops_on.X`` is ``torch.ops.vitsparse.X`` or its emulated twin; whatever it allocates begins as NaN. Settings are
+context managers: ``at_level(75)``, ``half_accumulate()``; and, without meaning on a GPU, ``seed(n)`` (of the order of
+threads: n % 3 is the temper of the schedule), ``shared_limit(bytes)``, ``multiprocessors(n)``. A fault of a kernel is a
+RuntimeError that says which threads were where. ``emulated_ops`` is the emulated device alone.
 
 The library is built once per session, incrementally, in build/emulated. VITSPARSE_EMULATE=linear,sum_norm compiles the
 sources of these ops alone, in a folder of its own.
@@ -168,14 +168,18 @@ class Ops:
         return self._with(multiprocessors=count)
 
 
+@pytest.fixture
+def emulated_ops(emulated: Any) -> Ops:
+    emulated.configure(*DEFAULTS.values())
+    return Ops("cpu", emulated)
+
+
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def ops_on(request: pytest.FixtureRequest) -> Ops:
     """The ops of one kind of device, with its settings as at first."""
-    if request.param == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("torch finds no CUDA device")
-        with using_half_accumulation(False):  # loads the library, or says why not
-            return Ops("cuda", torch.ops.vitsparse)
-    ops = Ops("cpu", request.getfixturevalue("emulated"))
-    ops.ops.configure(*DEFAULTS.values())
-    return ops
+    if request.param == "emulated":
+        return request.getfixturevalue("emulated_ops")
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    with using_half_accumulation(False):  # loads the library, or says why not
+        return Ops("cuda", torch.ops.vitsparse)

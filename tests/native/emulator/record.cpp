@@ -1,5 +1,5 @@
-// Launches noted down instead of run: which kernels, how many blocks and how much shared memory the ops take for tensors of
-// some shape on a device as configured.
+// Launches noted down instead of run: which kernels, how many blocks and how much shared memory the ops take for tensors
+// of some shape on a device as configured.
 #include <dlfcn.h>
 
 #include <string>
@@ -22,7 +22,7 @@ int64_t offset_of(const void* kernel) {
   return static_cast<const char*>(kernel) - static_cast<const char*>(info.dli_fbase);
 }
 
-// From record(true) on launches are noted; record(false) ends it. Returns what came since the last call, a line for each:
+// From record(true) on launches are noted; record(false) ends it. Returns what came since the last call, a line each:
 // offset of the kernel in this library, blocks, threads, bytes of shared memory.
 std::string record(bool on) {
   recording = on;
