@@ -84,6 +84,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     skipped = [report.longrepr[2] for report in stats.get("skipped", ()) if isinstance(report, pytest.TestReport)]
     complete = exitstatus == 0 and stats.get("passed") and all("Skipped: this GPU" in reason for reason in skipped)
     if session.config.getoption("--record-gpu") and session.config.option.markexpr == "gpu" and complete:
+        levels = {value for report in stats["passed"] for name, value in report.user_properties if name == "cuda_level"}
         record = {"sources": native.build_facts()["gpu_sources"], "gpu": torch.cuda.get_device_name(),
-                  "date": datetime.date.today().isoformat()}
+                  "date": datetime.date.today().isoformat(), "levels": ", ".join(map(str, sorted(levels)))}
         (ROOT / "kernels/verified_on_gpu.json").write_text(json.dumps(record, indent=2) + "\n")

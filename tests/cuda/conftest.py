@@ -95,6 +95,11 @@ def emulated() -> Any:
     """``torch.ops.vitsparse_emulated``, its library loaded."""
     if reason := _why_not_emulated():
         pytest.skip(reason)
+    return load_emulated()
+
+
+def load_emulated() -> Any:
+    """The same for who is no test: benchmarks/static."""
     library = _build()
     _define_ops()
     torch.ops.load_library(str(library))
@@ -115,8 +120,9 @@ def _poisoned() -> Iterator[None]:
 class Ops:
     """Ops of one kind of device; see the head of this file."""
 
-    def __init__(self, device: str, ops: Any) -> None:
+    def __init__(self, device: str, ops: Any, properties: list[tuple[str, object]] | None = None) -> None:
         self.device, self.ops, self.settings = device, ops, dict(DEFAULTS)
+        self.properties = [] if properties is None else properties  # of the test: see tests/conftest.py
         self.emulated = device == "cpu"
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -149,7 +155,8 @@ class Ops:
             return
         major, minor = torch.cuda.get_device_capability()
         if 10 * major + minor < level or (level == 90 and major != 9):
-            pytest.skip(f"the device has not level {level}")
+            pytest.skip(f"this GPU has not level {level}")
+        self.properties.append(("cuda_level", level))
         with using_cuda_level(level):
             yield
 
@@ -182,4 +189,4 @@ def ops_on(request: pytest.FixtureRequest) -> Ops:
     if not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA device")
     with using_half_accumulation(False):  # loads the library, or says why not
-        return Ops("cuda", torch.ops.vitsparse)
+        return Ops("cuda", torch.ops.vitsparse, request.node.user_properties)
