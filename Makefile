@@ -3,6 +3,8 @@
 # make bench   latency of ops and of whole models, dense and sparse
 # make sanitize  the tests of the native code on a build with AddressSanitizer and UBSan (TESTS=tests: all tests); needs g++
 # make fuzz      100,000 mutated plans and weight files
+# make gpu       the tests that need a GPU; when all pass, kernels/verified_on_gpu.json says so
+# make sanitize-gpu  the tests of the CUDA kernels under compute-sanitizer (memcheck, racecheck); hours
 # The environment is made once and again only when the files that describe it change.
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test demo bench build lint sanitize fuzz clean
+.PHONY: test demo bench build lint sanitize fuzz gpu sanitize-gpu clean
 
 test: $(STAMP) build
 	$(BIN)/python -m pytest -q
@@ -44,6 +46,19 @@ sanitize: $(STAMP)
 
 fuzz: $(STAMP) build
 	$(BIN)/python -m tests.fuzz --count 100000
+
+gpu: $(STAMP) build
+	$(BIN)/python -m pytest -q -m gpu --record-gpu
+
+# torch keeps freed memory for itself, which hides reads behind the end of a tensor: here each allocation is its own. Only
+# our own kernels are watched; even so a test takes up to a hundred times as long, so none has a time limit.
+SANITIZER := compute-sanitizer --error-exitcode 9 --target-processes all --kernel-name kns=vitsparse
+GPU_TESTS ?= tests/cuda
+sanitize-gpu: $(STAMP) build
+	for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool \
+	    $(BIN)/python -m pytest -q -m gpu -o timeout=0 $(GPU_TESTS) || exit 1; \
+	done
 
 # torch comes before vitsparse, because the op libraries are compiled against the headers of the torch that will load them.
 $(STAMP): pyproject.toml constraints.txt setup.py
