@@ -14,12 +14,13 @@ from tests.tolerances import ORACLE, error
 from vitsparse import Ablation, Circuit, Graph
 from vitsparse.compiler import back, front, logits_plan
 from vitsparse.compiler.compile import GPU_PASSES, TARGETS
-from vitsparse.compiler.passes.fuse_blocks import fuse_attention, fuse_mlps
+from vitsparse.compiler.joined_steps import Mlp, NormLinear, QkvAttention
+from vitsparse.compiler.passes.fuse_blocks import MOST_GATHERED, fuse_attention, fuse_mlps, fuse_norms
 from vitsparse.compiler.passes.join_products import join_products
-from vitsparse.compiler.steps import Attention, Linear, Mlp, QkvAttention, SumNorm, SumNorms, joint_name
+from vitsparse.compiler.steps import Attention, Linear, SumNorm, SumNorms, joint_name
 from vitsparse.model.config import ViTConfig
 
-PASSES = (join_products, fuse_attention, fuse_mlps)
+PASSES = (join_products, fuse_attention, fuse_mlps, fuse_norms)
 CONFIG = ViTConfig(img_size=8, patch_size=2, num_classes=5, embed_dim=24, depth=3, num_heads=3)
 
 
@@ -35,7 +36,7 @@ def test_each_pass_keeps_the_function(case):
         assert error(logits(plan, case), case.exact) <= ORACLE, run_pass.__name__
 
 
-@pytest.mark.parametrize("target", ["gpu", "gpu_mlp"])
+@pytest.mark.parametrize("target", ["gpu", "gpu_mlp", "gpu_norm"])
 @settings(max_examples=40)
 @given(case=cases(dtype=torch.float64))
 def test_the_compiler_as_a_whole(target, case):
@@ -82,6 +83,22 @@ def test_what_others_read_stays():
                if isinstance(step, QkvAttention))
 
 
+def test_norms_are_made_by_their_only_reader():
+    case = case_of("full", config=CONFIG, graph=Graph(3, 3))
+    plan = front(case.model.config, case.circuit, case.ablation.stacked(case.circuit.graph), case.state)
+    plan = back(plan, "gpu_norm")
+    kinds = [type(step).__name__ for step in plan.steps]
+    assert kinds == ["Embed", *["QkvAttention", "Linear", "NormLinear", "Linear"] * 3, "SumNorm"]
+    assert not any(name.startswith("n.m") for name in plan.values)
+    totals = [part.total for step in plan.steps if isinstance(step, NormLinear) for part in (step.input,)]
+    assert all(view in step.writes for view, step in zip(totals, [s for s in plan.steps if isinstance(s, NormLinear)],
+                                                         strict=True))
+    crowded = after(case_of("full", config=ViTConfig(img_size=8, patch_size=2, num_classes=5, embed_dim=24, depth=4,
+                                                     num_heads=3), graph=Graph(4, 3)), "narrow_tokens")
+    for step in fuse_norms(crowded).steps:  # no sums are shared yet: late readers add up many senders
+        assert not isinstance(step, NormLinear) or len(step.input.reads) <= MOST_GATHERED
+
+
 def test_plans_print():
     case = case_of("full", config=CONFIG, graph=Graph(3, 3))
     plan = front(case.model.config, case.circuit, case.ablation.stacked(case.circuit.graph), case.state)
@@ -98,4 +115,4 @@ def test_names_of_what_was_joined_twice():
 
 def test_targets_begin_alike():
     assert TARGETS["gpu"] == GPU_PASSES
-    assert TARGETS["gpu_mlp"][:-1] == GPU_PASSES
+    assert TARGETS["gpu_mlp"][:-1] == TARGETS["gpu_norm"][:-1] == GPU_PASSES

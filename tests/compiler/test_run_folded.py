@@ -13,8 +13,8 @@ from tests.tolerances import ORACLE, error
 from vitsparse.backends import reference
 from vitsparse.compiler import front, logits_plan
 from vitsparse.compiler.compiled import Compiled
+from vitsparse.compiler.joined_steps import Mlp, QkvAttention
 from vitsparse.compiler.run_folded import Folded
-from vitsparse.compiler.steps import Mlp, QkvAttention
 
 
 @pytest.mark.parametrize("target", ["gpu", "gpu_mlp"])

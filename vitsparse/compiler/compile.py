@@ -16,7 +16,7 @@ from .passes.choose_kernels import choose_kernels
 from .passes.choose_sums import choose_sums
 from .passes.drop_dead import drop_dead
 from .passes.fold_constants import fold_constants
-from .passes.fuse_blocks import fuse_attention, fuse_mlps
+from .passes.fuse_blocks import fuse_attention, fuse_mlps, fuse_norms
 from .passes.group_readers import group_readers
 from .passes.join_products import join_products
 from .passes.narrow_tokens import narrow_tokens
@@ -45,9 +45,10 @@ def without_differences(plan: Plan) -> Plan:
 
 
 GPU_PASSES: tuple[Pass, ...] = (without_differences, *BACK_PASSES, join_products, fuse_attention)
-TARGETS: dict[str, tuple[Pass, ...]] = {"cpu": BACK_PASSES, "gpu": GPU_PASSES, "gpu_mlp": (*GPU_PASSES, fuse_mlps)}
-"""What a plan is made for. ``gpu_mlp``: MLPs in one kernel, a tile of rows per block; for few rows ``gpu`` is better,
-whose products spread over more blocks."""
+TARGETS: dict[str, tuple[Pass, ...]] = {
+    "cpu": BACK_PASSES, "gpu": GPU_PASSES, "gpu_mlp": (*GPU_PASSES, fuse_mlps), "gpu_norm": (*GPU_PASSES, fuse_norms)}
+"""What a plan is made for. ``gpu_mlp``: many rows, MLPs in one kernel, a tile of rows a block. ``gpu_norm``: few rows,
+products that spread over many blocks, which make the norms they need."""
 
 
 def front(config: ViTConfig, circuit: Circuit, ablation_values: Tensor, parameters: Mapping[str, Tensor],

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .joined_steps import Joined, Mlp, NormLinear, QkvAttention
 from .plan import Plan
 from .steps import (
     ApplyPattern,
@@ -20,8 +21,6 @@ from .steps import (
     Embed,
     Linear,
     MeanRows,
-    Mlp,
-    QkvAttention,
     Range,
     Step,
     SumNorm,
@@ -160,13 +159,8 @@ def _attention(env: Environment, step: Attention, images: Tensor, ops: ModuleTyp
     env.write(step.out, ops.attention(q, k, v, step.heads, step.head_dim**-0.5))
 
 
-def _qkv_attention(env: Environment, step: QkvAttention, images: Tensor, ops: ModuleType) -> None:
-    for part in (step.qkv, step.attention):
-        env.run(part, images, ops)
-
-
-def _mlp(env: Environment, step: Mlp, images: Tensor, ops: ModuleType) -> None:
-    for part in (step.input, step.up, step.down):
+def _joined(env: Environment, step: Joined, images: Tensor, ops: ModuleType) -> None:
+    for part in step.steps:
         env.run(part, images, ops)
 
 
@@ -181,5 +175,6 @@ def _mean_rows(env: Environment, step: MeanRows, images: Tensor, ops: ModuleType
 
 _RUN: dict[type[Step], Callable[[Environment, Step, Tensor, ModuleType], None]] = {
     Embed: _embed, SumNorm: _sum_norm, SumNorms: _sum_norms, Linear: _linear, Attention: _attention,
-    ApplyPattern: _apply_pattern, MeanRows: _mean_rows, QkvAttention: _qkv_attention, Mlp: _mlp,
+    ApplyPattern: _apply_pattern, MeanRows: _mean_rows, QkvAttention: _joined,
+    NormLinear: _joined, Mlp: _joined,
 }

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .execute import class_token_of
 from .fold import folded_offset, folded_product
+from .joined_steps import Mlp, NormLinear, QkvAttention
 from .memory import ALIGN, CUT_IMAGES, row_stride
 from .plan import Plan
 from .steps import (
@@ -24,8 +25,6 @@ from .steps import (
     Embed,
     Linear,
     MeanRows,
-    Mlp,
-    QkvAttention,
     Step,
     SumNorm,
     SumNorms,
@@ -34,7 +33,8 @@ from .steps import (
 )
 
 MAGIC, VERSION = 0x76737067, 2
-PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL, QKV_ATTENTION, MLP = range(1, 10)
+PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL = range(1, 8)
+QKV_ATTENTION, MLP, NORM_LINEAR, NORM_QKV_ATTENTION = range(8, 12)
 ARENA, CONSTANT, RESULT = range(3)
 PackLinear = Callable[[np.ndarray], np.ndarray]
 
@@ -192,15 +192,31 @@ class _Lowering:
 
     def qkv_attention(self, step: QkvAttention) -> None:
         head_dim = step.attention.head_dim
-        self._step(QKV_ATTENTION, [*self._view(step.qkv.source), *self._view(step.attention.out), step.qkv.source.width,
-                                   step.attention.heads, head_dim, *self._matrix(step.qkv), float_bits(head_dim**-0.5)])
+        rest = [step.attention.heads, head_dim, *self._matrix(step.qkv), float_bits(head_dim**-0.5)]
+        out = self._view(step.attention.out)
+        if step.input is None:
+            self._step(QKV_ATTENTION, [*self._view(step.qkv.source), *out, step.qkv.source.width, *rest])
+        else:
+            self._step(NORM_QKV_ATTENTION, [*self._gathered(step.input), *out, *rest, *self._sources(step.input)])
+
+    def norm_linear(self, step: NormLinear) -> None:
+        weight, bias = folded_product(self.parameters, step.product)
+        self._step(NORM_LINEAR, [*self._gathered(step.input), *self._view(step.product.out), len(weight),
+                                 self._packed(weight), -1 if bias is None else self.blob.add(bias), 1,
+                                 int(step.product.activation == "gelu"), *self._sources(step.input)])
 
     def mlp(self, step: Mlp) -> None:
-        views = [word for view in (*step.input.senders, *step.input.minus) for word in self._view(view)]
-        self._step(MLP, [len(step.input.senders), len(step.input.minus), step.input.out.width,
-                         float_bits(self.plan.config.norm_eps), step.up.out.width, step.down.out.width,
-                         *self._matrix(step.up), *self._matrix(step.down), *self._offset(step.input),
-                         *self._view(step.input.total), *self._view(step.down.out), *views])
+        adds, minuses, width, eps, *rest = self._gathered(step.input)
+        self._step(MLP, [adds, minuses, width, eps, step.up.out.width, step.down.out.width, *self._matrix(step.up),
+                         *self._matrix(step.down), *rest, *self._view(step.down.out), *self._sources(step.input)])
+
+    def _gathered(self, step: SumNorm) -> list[int]:
+        """A sum that a joined step makes, but for its sources."""
+        return [len(step.senders), len(step.minus), step.out.width, float_bits(self.plan.config.norm_eps),
+                *self._offset(step), *self._view(step.total)]
+
+    def _sources(self, step: SumNorm) -> list[int]:
+        return [word for view in (*step.senders, *step.minus) for word in self._view(view)]
 
     def sum_norm(self, step: SumNorm) -> None:
         """One input."""
@@ -242,7 +258,7 @@ class _Lowering:
 _EMIT: dict[type[Step], Callable[[_Lowering, Step], None]] = {
     Embed: _Lowering.embed, Linear: _Lowering.linear, SumNorm: _Lowering.sum_norm, SumNorms: _Lowering.sum_norms,
     Attention: _Lowering.attention, ApplyPattern: _Lowering.apply_pattern, MeanRows: _Lowering.mean_rows,
-    QkvAttention: _Lowering.qkv_attention, Mlp: _Lowering.mlp,
+    QkvAttention: _Lowering.qkv_attention, NormLinear: _Lowering.norm_linear, Mlp: _Lowering.mlp,
 }  # type: ignore[dict-item]
 
 

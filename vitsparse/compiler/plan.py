@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..circuit.frozen import Frozen
 from ..model.config import ViTConfig
+from .joined_steps import Joined, Mlp, NormLinear, QkvAttention
 from .memory import lifetimes, place, sizes
 from .steps import (
     ApplyPattern,
@@ -22,8 +23,6 @@ from .steps import (
     Embed,
     Linear,
     MeanRows,
-    Mlp,
-    QkvAttention,
     Range,
     Step,
     SumNorm,
@@ -146,11 +145,13 @@ def _describe(step: Step) -> tuple[str, ...]:
     """A step in a line, or in several."""
     if isinstance(step, SumNorms):
         return f"{len(step.parts)} sums over {len(step.reads)} values", *(f"  {_call(part)}" for part in step.parts)
-    if isinstance(step, QkvAttention | Mlp):
-        parts = (step.qkv, step.attention) if isinstance(step, QkvAttention) else (step.input, step.up, step.down)
-        name = "qkv_attention" if isinstance(step, QkvAttention) else "mlp"
-        return f"{' '.join(map(str, step.writes))} = {name}", *(f"  {_call(part)}" for part in parts)
+    if isinstance(step, Joined):
+        out = " ".join(map(str, step.writes))
+        return f"{out} = {_KERNELS[type(step)]}", *(f"  {_call(part)}" for part in step.steps)
     return (_call(step),)
+
+
+_KERNELS: dict[type[Step], str] = {QkvAttention: "qkv_attention", NormLinear: "linear", Mlp: "mlp"}
 
 
 def _call(step: Step) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .execute import Environment, class_token_of
 from .fold import folded_offset, folded_product
+from .joined_steps import Joined, Mlp, QkvAttention
 from .plan import Plan
-from .steps import Embed, Linear, Mlp, QkvAttention, Step, SumNorm, SumNorms
+from .steps import Embed, Linear, Step, SumNorm, SumNorms
 
 
 class Folded:
@@ -39,10 +40,8 @@ class Folded:
             case SumNorms():
                 for part in step.parts:
                     self._fold(part, parameters, like)
-            case QkvAttention():
-                self._fold(step.qkv, parameters, like)
-            case Mlp():
-                for part in (step.input, step.up, step.down):
+            case Joined():
+                for part in step.steps:
                     self._fold(part, parameters, like)
             case Embed():
                 self._products[id(step)] = _embedding(parameters, step, like)

@@ -31,9 +31,14 @@ def run_kernels(compiled: Compiled | Packed, which: str, images: Tensor, backend
     launches, target = WAYS[usual_way(backend, images, compiled) if how == "auto" else how]
     if backend == "triton":
         return compiled.folded(which, target).run(images, triton_ops())
-    torch.ops.vitsparse.cuda_half_accumulate(torch.backends.cuda.matmul.allow_fp16_accumulation)
+    follow_torch()
     program = compiled.program(which, target)
     return run_program.call(images, program.code, program.blob, program.device_code, launches)
+
+
+def follow_torch() -> None:
+    """Products add up in float16 where torch's own may."""
+    torch.ops.vitsparse.cuda_half_accumulate(torch.backends.cuda.matmul.allow_fp16_accumulation)
 
 
 def usual_way(backend: str, images: Tensor, compiled: Compiled | Packed) -> str:

@@ -303,51 +303,6 @@ class MeanRows(Step):
     writes_in: ClassVar = ("out",)
 
 
-@dataclass(frozen=True)
-class QkvAttention(Step):
-    """``qkv`` and the ``attention`` that alone reads what it makes, in one kernel: q, k and v are not stored."""
-
-    qkv: Linear
-    attention: Attention
-
-    @cached_property
-    def reads(self) -> tuple[View, ...]:
-        return self.qkv.reads
-
-    @cached_property
-    def writes(self) -> tuple[View, ...]:
-        return self.attention.writes
-
-    @property
-    def flops(self) -> int:
-        return self.qkv.flops + self.attention.flops
-
-
-@dataclass(frozen=True)
-class Mlp(Step):
-    """``input``, ``up`` and ``down`` in one kernel: neither the normed input nor the hidden units are stored."""
-
-    input: SumNorm
-    up: Linear
-    down: Linear
-
-    @cached_property
-    def reads(self) -> tuple[View, ...]:
-        return self.input.reads
-
-    @cached_property
-    def writes(self) -> tuple[View, ...]:
-        return (*(() if self.input.total is None else (self.input.total,)), self.down.out)
-
-    @property
-    def constants(self) -> tuple[str, ...]:
-        return self.input.constants
-
-    @property
-    def flops(self) -> int:
-        return self.up.flops + self.down.flops
-
-
 def hull(a: View, b: View) -> View:
     """The smallest view of one value that covers both."""
     return View(a.name, (min(a.rows[0], b.rows[0]), max(a.rows[1], b.rows[1])),

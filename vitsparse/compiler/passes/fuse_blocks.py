@@ -1,4 +1,4 @@
-"""For GPUs: a kernel for a head's whole attention, and one for a whole MLP.
+"""For GPUs: a kernel for a head's whole attention, one for a whole MLP, and norms made by whoever reads them.
 
 What only the next step reads need not be written to memory: q, k and v between a product and its attention; the normed
 input and the hidden units of an MLP.
@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from types import UnionType
 
+from ..joined_steps import Mlp, NormLinear, QkvAttention
 from ..plan import Plan
-from ..steps import Attention, Linear, Mlp, QkvAttention, Step, SumNorm, View
+from ..steps import Attention, Linear, Step, SumNorm, View
+
+MOST_GATHERED = 4
+"""Values that the blocks of a product may add up each for themselves."""
 
 
 def fuse_attention(plan: Plan) -> Plan:
@@ -24,7 +30,25 @@ def fuse_mlps(plan: Plan) -> Plan:
     return plan.after("fuse_mlps", steps=_replaced(plan, Linear, _front_of, lambda front, down: Mlp(*front, down)))
 
 
-def _replaced(plan: Plan, kind: type[Step], find: Callable, join: Callable) -> tuple[Step, ...]:
+def fuse_norms(plan: Plan) -> Plan:
+    """Join a sum and norm with the product or attention that alone reads it: one wave less, where launches count.
+
+    Each block then adds up the rows it needs by itself, so this is for few senders.
+    """
+    steps = _replaced(plan, Linear | QkvAttention, _norm_of, lambda norm, step: (
+        NormLinear(norm, step) if isinstance(step, Linear) else replace(step, input=norm)))
+    return plan.after("fuse_norms", steps=steps)
+
+
+def _norm_of(step: Linear | QkvAttention, private: set[str], writer: dict[str, Step]) -> SumNorm | None:
+    product = step if isinstance(step, Linear) else step.qkv
+    norm = writer.get(product.source.name)
+    fits = (product.source.name in private and isinstance(norm, SumNorm) and norm.normed == product.source
+            and not product.accumulate and len(norm.reads) <= MOST_GATHERED)
+    return norm if fits else None  # type: ignore[return-value]
+
+
+def _replaced(plan: Plan, kind: type[Step] | UnionType, find: Callable, join: Callable) -> tuple[Step, ...]:
     """The steps, with what ``find`` names in front of a step of ``kind`` gone and the two joined in its place."""
     private, writer = _privates(plan), {view.name: step for step in plan.steps for view in step.writes}
     gone: set[int] = set()

@@ -1,0 +1,74 @@
+"""Steps made of others that one GPU kernel runs together: what lies between them is never stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from .steps import Attention, Linear, Step, SumNorm, View
+
+
+@dataclass(frozen=True)
+class Joined(Step):
+    """``steps`` one after the other. The subclass names what they read and write that others see."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps, in order."""
+        raise NotImplementedError
+
+    @cached_property
+    def reads(self) -> tuple[View, ...]:
+        return self.steps[0].reads
+
+    @cached_property
+    def writes(self) -> tuple[View, ...]:
+        first, *_, last = self.steps
+        total = (first.total,) if isinstance(first, SumNorm) and first.total is not None else ()
+        return (*total, *last.writes)
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        return self.steps[0].constants
+
+    @property
+    def flops(self) -> int:
+        return sum(step.flops for step in self.steps)
+
+
+@dataclass(frozen=True)
+class QkvAttention(Joined):
+    """``qkv`` and the ``attention`` that alone reads what it makes; with ``input``, its sum and norm as well."""
+
+    qkv: Linear
+    attention: Attention
+    input: SumNorm | None = None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (*(() if self.input is None else (self.input,)), self.qkv, self.attention)
+
+
+@dataclass(frozen=True)
+class NormLinear(Joined):
+    """A product, and the sum and norm in front of it."""
+
+    input: SumNorm
+    product: Linear
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.input, self.product
+
+
+@dataclass(frozen=True)
+class Mlp(Joined):
+    """An MLP's two products, and the sum and norm in front of it: no normed input and no hidden units are stored."""
+
+    input: SumNorm
+    up: Linear
+    down: Linear
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.input, self.up, self.down
