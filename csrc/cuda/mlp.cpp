@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor> mlp(std::vector<Tensor> tensors, const std::optional<
   const cuda::Context context = context_of(total);
   cuda::MlpParams params{senders.params(eps), {}, w1.const_data_ptr(), b1.const_data_ptr(), w2.const_data_ptr(),
                          data_or_null(b2), w1.stride(0), w2.stride(0), static_cast<int>(hidden),
-                         static_cast<int>(outputs), 1, 0};
+                         static_cast<int>(outputs)};
   senders.set(params.input, total, context);
   params.input.sum = view_of(total);
   if (cuda::mlp_fits(params, context)) {

@@ -70,7 +70,7 @@ struct MlpStage {
   const T* weight;  // null: nothing
   int64_t stride;
   int rows, numbers;
-  bool aligned;
+  bool vectors;  // whether all of it can be read by 16 bytes
 };
 
 // What goes through the ring, in the order of use: for each chunk W1 along k, then W2 by outputs and along k.
@@ -88,11 +88,8 @@ struct MlpOrder {
     end = begin + share < of.hidden ? begin + share : of.hidden;
     across = ceil_div(of.input.width, mlp_depth<T>);
     in_all = across + ceil_div(of.outputs, columns) * deep;
-    const auto vectors = [](const void* data, int64_t stride, int numbers) {
-      return is_aligned(data) && stride % per_16_bytes<T> == 0 && numbers % per_16_bytes<T> == 0;
-    };
-    aligned1 = vectors(of.weight1, of.weight1_stride, of.input.width);
-    aligned2 = vectors(of.weight2, of.weight2_stride, of.hidden);
+    aligned1 = is_aligned(of.weight1) && of.weight1_stride % per_16_bytes<T> == 0;
+    aligned2 = is_aligned(of.weight2) && of.weight2_stride % per_16_bytes<T> == 0;
   }
 
   __device__ __forceinline__ MlpStage<T> next() {
@@ -106,6 +103,7 @@ struct MlpOrder {
       stage = {static_cast<const T*>(params.weight2), params.weight2_stride, params.outputs - column, end - k, aligned2};
     }
     stage.weight += column * stage.stride + k;
+    stage.vectors = stage.vectors && (stage.numbers >= mlp_depth<T> || stage.numbers % per_16_bytes<T> == 0);
     if (++step == in_all) {
       step = 0;
       chunk += columns;
@@ -150,9 +148,9 @@ struct MlpRing {
  private:
   __device__ __forceinline__ void begin(unsigned char* to) {
     const MlpStage<T> stage = order.next();
-    holds = level == Level::sm75 && stage.weight != nullptr && stage.aligned;
+    holds = level == Level::sm75 && stage.weight != nullptr && stage.vectors;
     if (stage.weight != nullptr) {
-      if (stage.aligned) begin_vectors(stage, to); else copy_numbers(stage, to);
+      if (stage.vectors) begin_vectors(stage, to); else copy_numbers(stage, to);
     }
     commit_copies<level>();
   }

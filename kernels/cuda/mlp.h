@@ -16,8 +16,8 @@ struct MlpParams {
   int hidden, outputs;
   // With few rows the hidden units can be shared among blocks: slice s writes its part of the result at dst.data + s *
   // slice_stride (numbers), and the parts add up to the result. At least 1; more only where the sum is none of the sources.
-  int slices;
-  int64_t slice_stride;
+  int slices = 1;
+  int64_t slice_stride = 0;
 };
 
 // Whether a tile fits in shared memory and registers; if not, take sum_norm() and linear() twice.
