@@ -1,6 +1,6 @@
 // Conversions: kernels read and write T (float, __half, __nv_bfloat16) and compute in float.
 #pragma once
-#include "kernels/cuda/level.h"
+#include "kernels/cuda/ptx.cuh"
 
 namespace vitsparse::cuda {
 
@@ -21,7 +21,18 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { re
 template <class T>
 constexpr int per_16_bytes = 16 / static_cast<int>(sizeof(T));
 
-// The exact GELU, x Phi(x).
-__device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.f + erff(x * 0.70710678118654752f)); }
+// The exact GELU, x Phi(x), within 3e-7 (or that times |x|): max(x, 0) - |x| Phi(-|x|), where log2 Phi(-a) is a polynomial
+// of degree 6, fitted so that what a Phi(-a) is off by is least. Half the instructions of erff(), and no branch.
+__device__ __forceinline__ float gelu(float x) {
+  const float a = fminf(fabsf(x), 14.f);  // beyond, the second term is 0
+  float log = 3.30927905e-5f;
+  log = log * a - 7.69219478e-4f;
+  log = log * a + 8.08071531e-3f;
+  log = log * a - 5.34121022e-2f;
+  log = log * a - 4.58770961e-1f;
+  log = log * a - 1.15120173f;
+  log = log * a - 9.99993086e-1f;
+  return 0.5f * (x + fabsf(x)) - a * exp2_fast(log);
+}
 
 }  // namespace vitsparse::cuda
