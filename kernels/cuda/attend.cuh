@@ -17,8 +17,9 @@ namespace vitsparse::cuda {
 __host__ __device__ constexpr int padded_head(int head_dim) { return head_dim <= 32 ? 32 : head_dim <= 64 ? 64 : 128; }
 constexpr float log2_e = 1.4426950408889634f;
 
-template <class T>
-constexpr int key_chunk = std::is_same_v<T, float> ? 16 : 64;
+// Keys of a chunk, for heads padded to `width`: two chunks of keys and values, and queries, fit in 64 KB.
+template <class T, int width>
+constexpr int key_chunk = std::is_same_v<T, float> ? 16 : width == 128 ? 32 : 64;
 // Numbers of shared memory that a warp needs to turn sums into a left factor.
 template <class T>
 constexpr int left_scratch = std::is_same_v<T, float> ? 16 * padded<float>(16) : 0;
@@ -86,7 +87,7 @@ struct Left<level, float> {
 
 template <Level level, class T, int width>
 struct QueryRows {
-  static constexpr int slices = width / 16, tiles = key_chunk<T> / 8, stride = padded<T>(width);
+  static constexpr int slices = width / 16, tiles = key_chunk<T, width> / 8, stride = padded<T>(width);
 
   Left<level, T> query[slices];
   Sums<width / 8> out;

@@ -9,8 +9,10 @@ cudaError_t attention_sm75(const AttentionParams& params, int threads, const Con
 cudaError_t attention_sm80(const AttentionParams& params, int threads, const Context& context);
 
 int attention_threads(const AttentionParams& params, const Context& context) {
-  const int tiles = ceil_div(params.queries, 16), groups = ceil_div(tiles, 8);
-  const int warps = ceil_div(tiles, groups);  // the rows of a head in equal parts, of at most 8 warps
+  const int most = context.dtype == Dtype::float32 ? attention_warps<float>(params.head_dim, 256)
+                                                    : attention_warps<__half>(params.head_dim, 256);
+  const int tiles = ceil_div(params.queries, 16), groups = ceil_div(tiles, most);
+  const int warps = ceil_div(tiles, groups);  // the rows of a head in equal parts
   const bool few = params.batch * params.heads * groups < context.multiprocessors;
   return 32 * (few && warps > 4 ? 4 : warps < 2 ? 2 : warps);  // a warp for each scheduler, on twice as many blocks
 }

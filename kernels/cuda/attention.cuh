@@ -5,17 +5,17 @@
 //   attention_task<level, T>(params, task)  by all threads of a block: a multiple of 32 up to 256; head_dim up to 128
 //
 // Keys and values pass through two tiles of at most 64 rows: while one is worked on the other is filled (from sm80 on; on
-// sm75 other blocks of the multiprocessor fill the gap). Up to 128 keys are all there at once. Any number of keys works.
+// sm75 other blocks of the multiprocessor fill the gap). Up to 128 keys, of heads up to 64, are there at once. Any number of keys works.
 #pragma once
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/attention.h"
 
 namespace vitsparse::cuda {
 
-// Warps that have rows in a block of `threads`; the others help loading. In float32 shared memory is short.
+// Warps that have rows in a block of `threads`; the others help loading. More do not fit in 64 KB for wide heads.
 template <class T>
 __host__ __device__ constexpr int attention_warps(int head_dim, int threads) {
-  const int most = std::is_same_v<T, float> && padded_head(head_dim) == 128 ? 2 : 8, warps = threads / 32;
+  const int most = head_dim <= 64 ? 8 : std::is_same_v<T, float> ? 2 : 6, warps = threads / 32;
   return warps < most ? warps : most;
 }
 
@@ -31,15 +31,15 @@ __host__ __device__ constexpr int attention_tasks(const AttentionParams& params,
 
 // Rows of keys (and of values) in shared memory.
 template <class T>
-__host__ __device__ constexpr int resident_keys(int keys) {
-  const int all = round_up(keys, 16);
-  return all < 2 * key_chunk<T> ? all : 2 * key_chunk<T>;
+__host__ __device__ constexpr int resident_keys(const AttentionParams& params) {
+  const int all = round_up(params.keys, 16), most = 2 * (params.head_dim <= 64 ? key_chunk<T, 64> : key_chunk<T, 128>);
+  return all < most ? all : most;
 }
 
 template <class T>
 __host__ __device__ constexpr int attention_shared(const AttentionParams& params, int threads) {
   const int warps = attention_warps<T>(params.head_dim, threads);
-  const int rows = 16 * warps + 2 * resident_keys<T>(params.keys);
+  const int rows = 16 * warps + 2 * resident_keys<T>(params);
   const int numbers = rows * padded<T>(padded_head(params.head_dim)) + warps * left_scratch<T>;
   return numbers * static_cast<int>(sizeof(T));
 }
@@ -65,7 +65,7 @@ __device__ __forceinline__ void load_head(T* tile, const HeadRows<T>& head, int 
 
 template <Level level, class T, int width>
 __device__ __forceinline__ void attention_task_of(const AttentionParams& params, int task) {
-  constexpr int chunk = key_chunk<T>, stride = padded<T>(width);
+  constexpr int chunk = key_chunk<T, width>, stride = padded<T>(width);
   const int warps = attention_warps<T>(width, blockDim.x), warp = threadIdx.x / 32;
   const int groups = attention_groups<T>(params, blockDim.x), first = task % groups * 16 * warps;
   const int head = task / groups % params.heads, image = task / groups / params.heads;
@@ -75,7 +75,7 @@ __device__ __forceinline__ void attention_task_of(const AttentionParams& params,
     return clear_rows(dst.row(first), dst.stride, rows < 16 * warps ? rows : 16 * warps, params.head_dim);
 
   const HeadRows<T> q(params.q, image, column), k(params.k, image, column), v(params.v, image, column);
-  const int resident = resident_keys<T>(params.keys), chunks = ceil_div(params.keys, chunk);
+  const int resident = resident_keys<T>(params), chunks = ceil_div(params.keys, chunk);
   T* q_tile = reinterpret_cast<T*>(shared_memory());
   T *k_tile = q_tile + 16 * warps * stride, *v_tile = k_tile + resident * stride;
   T* scratch = v_tile + resident * stride + warp * left_scratch<T>;

@@ -204,7 +204,7 @@ struct QkvProduct<level, float, tiles, depth> {
 // The 16-row tiles of one warp: q, k, v as sums, then softmax(q k^T) v.
 template <Level level, class T, int width, int depth>
 struct QkvHead {
-  static constexpr int part = width / 8, stride = padded<T>(width), chunk = key_chunk<T>;
+  static constexpr int part = width / 8, stride = padded<T>(width), chunk = key_chunk<T, width>;
   const QkvAttentionParams& params;
   const int image, head, rows, tiles, warp, warps;
   Sums<3 * part> sums[depth];
