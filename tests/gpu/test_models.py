@@ -100,7 +100,7 @@ def test_batches(backend, batch):
 
 @pytest.mark.parametrize("level", [75, 80, 90])
 @pytest.mark.parametrize("dtype_name", DTYPES)
-def test_the_code_of_every_level(level, dtype_name):
+def test_the_code_of_every_level(level, dtype_name, record_property):
     """Older code runs on newer cards, and computes the same."""
     dtype, own = DTYPES[dtype_name], capability_level()
     need(FIRST, dtype)
@@ -113,6 +113,7 @@ def test_the_code_of_every_level(level, dtype_name):
         with torch.inference_mode(), at_level(level):
             poison()
             check(on_device(case, FIRST, dtype)(images_of(case, dtype)), case, dtype)
+    record_property("cuda_level", level)
 
 
 def capability_level() -> int:
