@@ -46,7 +46,7 @@ def apply_pattern(pattern: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return out
     pattern, v, head_dim = dense_columns(pattern), images_of(v), v.shape[2] // heads
 
-    def launch(tiles: dict[str, int]) -> None:
+    def launch(tiles: tune.Tiles) -> None:
         apply_pattern_kernel[(v.shape[0] * heads, triton.cdiv(queries, tiles["BLOCK_M"]))](
             pattern, v, out, queries, keys, heads, pattern.stride(0), pattern.stride(1), v.stride(0), v.stride(1),
             HEAD_DIM=head_dim, BLOCK_D=tile(head_dim), **tiles)

@@ -72,9 +72,13 @@ def attention_kernel(
         tl.store(outs, tl.zeros((BLOCK_M, BLOCK_D), out_ptr.dtype.element_ty), mask=inside)
 
 
-TILES = tuple(tune.tiles(BLOCK_M=m, BLOCK_N=n, num_warps=warps, num_stages=stages) for m, n, warps, stages in (
-    (16, 64, 1, 2), (16, 32, 1, 2), (32, 64, 2, 2), (32, 32, 2, 2), (64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 4, 2)))
-EXACT_TILES = (tune.tiles(BLOCK_M=16, BLOCK_N=16, num_warps=4, num_stages=1),)
+def _tiles(*sizes: tuple[int, int, int, int]) -> tuple[tune.Tiles, ...]:
+    return tuple(tune.tiles(BLOCK_M=m, BLOCK_N=n, num_warps=warps, num_stages=stages) for m, n, warps, stages in sizes)
+
+
+TILES = _tiles((16, 64, 1, 2), (16, 32, 1, 2), (32, 64, 2, 2), (32, 32, 2, 2), (64, 64, 4, 2), (64, 32, 4, 3))
+WIDE_TILES = _tiles((16, 32, 2, 2), (16, 64, 4, 2), (32, 32, 4, 2), (64, 16, 8, 2))  # of heads wider than 64
+EXACT_TILES = _tiles((16, 16, 4, 1))  # float32 is for checking
 
 
 def tail(keys: int, block: int) -> int:
@@ -93,7 +97,7 @@ def attention(
     q, k, v = (images_of(x).expand(images, -1, -1) for x in (q, k, v))
     queries, keys, head_dim = q.shape[1], k.shape[1], q.shape[2] // heads
 
-    def launch(tiles: dict[str, int]) -> None:
+    def launch(tiles: tune.Tiles) -> None:
         attention_kernel[(images * heads, triton.cdiv(queries, tiles["BLOCK_M"]))](
             q, k, v, q if head_keep is None else head_keep, out, queries, keys, heads, scale * LOG2_E,
             *(x.stride(i) for x in (q, k, v) for i in (0, 1)), *((0, 0) if head_keep is None else head_keep.stride()),
@@ -101,5 +105,6 @@ def attention(
             TAIL=tail(keys, tiles["BLOCK_N"]), **tiles)
 
     key = (tune.near(images * heads), queries, keys, head_dim)
-    launch(tune.choose("attention", q, key, EXACT_TILES if q.dtype == torch.float32 else TILES, launch))
+    candidates = EXACT_TILES if q.dtype == torch.float32 else TILES if head_dim <= 64 else WIDE_TILES
+    launch(tune.choose("attention", q, key, candidates, launch))
     return out

@@ -16,7 +16,9 @@ from .attention import LOG2_E, attention
 from .common import LEAST, dense_columns, half_accumulate, images_of, multiply_add, tile
 from .linear import linear
 
-MOST_TOKENS, MOST_NUMBERS = 160, 8192  # rows of both blocks, and numbers of q in them
+# Rows of both blocks, and numbers of q in them: what four warps have registers for, and what eight have.
+FEW = (96, 5120)
+MOST = (160, 8192)
 
 
 @triton.jit
@@ -60,7 +62,7 @@ def qkv_attention_kernel(
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     d, row, k = tl.arange(0, BLOCK_D), tl.arange(0, MAIN), tl.arange(0, BLOCK_K)
     real = d < HEAD_DIM
-    width = heads * HEAD_DIM
+    width = tl.full((), heads * HEAD_DIM, tl.int64)
     column = head * HEAD_DIM + d
     outs = out_ptr + image * tokens * width + column[None, :]
     kept = True
@@ -68,9 +70,9 @@ def qkv_attention_kernel(
         kept = tl.load(keep_ptr + image * keep_image + head * keep_head) != 0
     if kept:
         xs = x_ptr + image * x_image + tl.minimum(row, tokens - 1).to(tl.int64)[:, None] * x_row + k[None, :]
-        near_column = tl.minimum(column, width - 1).to(tl.int64)
+        near_column = tl.minimum(column, width - 1)
         ws = weight_ptr + near_column[None, :] * weight_row + k[:, None]
-        wide = width.to(tl.int64) * weight_row
+        wide = width * weight_row
         q = tl.zeros((MAIN, BLOCK_D), tl.float32)
         key, value = q, q
         if TAIL > 0:
@@ -101,22 +103,26 @@ def qkv_attention_kernel(
             value_rest = add_bias(value_rest, bias_ptr + 2 * width, column, real, HAS_BIAS, dtype)
             z_rest = attend(q_rest, key, value, key_rest, value_rest, tokens, scale, MAIN, TAIL)
             inside = (rest < tokens)[:, None] & real[None, :]
-            tl.store(outs + rest.to(tl.int64)[:, None] * width, z_rest.to(dtype), mask=inside)
+            tl.store(outs + rest[:, None] * width, z_rest.to(dtype), mask=inside)
             z = attend(q, key, value, key_rest, value_rest, tokens, scale, MAIN, TAIL)
         else:
             z = attend(q, key, value, key, value, tokens, scale, MAIN, TAIL)
-        tl.store(outs + row.to(tl.int64)[:, None] * width, z.to(dtype), mask=(row < tokens)[:, None] & real[None, :])
+        tl.store(outs + row[:, None] * width, z.to(dtype), mask=(row < tokens)[:, None] & real[None, :])
     else:
-        for first in range(0, tokens, LEAST_ROWS):
-            nothing = first + tl.arange(0, LEAST_ROWS)
-            tl.store(outs + nothing.to(tl.int64)[:, None] * width, tl.zeros((LEAST_ROWS, BLOCK_D), dtype),
+        for first in range(0, tokens, BLOCK_K):
+            nothing = first + k
+            tl.store(outs + nothing[:, None] * width, tl.zeros((BLOCK_K, BLOCK_D), dtype),
                      mask=(nothing < tokens)[:, None] & real[None, :])
 
 
-LEAST_ROWS = tl.constexpr(LEAST)
-TILES = tuple(tune.tiles(BLOCK_K=k, num_warps=warps, num_stages=stages) for k, warps, stages in (
-    (32, 4, 3), (64, 4, 2), (32, 4, 4), (64, 8, 2), (32, 8, 3), (64, 4, 3)))
-EXACT_TILES = (tune.tiles(BLOCK_K=16, num_warps=8, num_stages=1),)
+def _tiles(*sizes: tuple[int, int, int]) -> tuple[tune.Tiles, ...]:
+    return tuple(tune.tiles(BLOCK_K=k, num_warps=warps, num_stages=stages) for k, warps, stages in sizes)
+
+
+TILES = _tiles((32, 4, 3), (64, 4, 2), (32, 4, 4), (64, 8, 2), (32, 8, 3), (64, 4, 3))
+LARGE_TILES = _tiles((32, 8, 3), (32, 8, 2))
+LONG_TILES = _tiles((64, 8, 2))  # of more than 128 rows
+EXACT_TILES = _tiles((16, 8, 1))  # float32 is for checking
 
 
 def blocks(tokens: int) -> tuple[int, int]:
@@ -127,10 +133,18 @@ def blocks(tokens: int) -> tuple[int, int]:
     return (main, rest) if main + rest < whole else (whole, 0)
 
 
-def fits(tokens: int, head_dim: int) -> bool:
-    """Whether q, k and v of a head stay in the registers of one program."""
+def fits(tokens: int, head_dim: int, rows_and_numbers: tuple[int, int]) -> bool:
+    """Whether q, k and v of a head are within these limits."""
     rows = sum(blocks(tokens))
-    return rows <= MOST_TOKENS and rows * tile(head_dim) <= MOST_NUMBERS
+    return rows <= rows_and_numbers[0] and rows * tile(head_dim) <= rows_and_numbers[1]
+
+
+def _candidates(x: torch.Tensor, head_dim: int) -> tuple[tune.Tiles, ...]:
+    if x.dtype == torch.float32:
+        return EXACT_TILES
+    if fits(x.shape[1], head_dim, FEW):
+        return TILES
+    return LARGE_TILES if sum(blocks(x.shape[1])) <= 128 else LONG_TILES
 
 
 def qkv_attention(
@@ -139,7 +153,7 @@ def qkv_attention(
 ) -> torch.Tensor:
     """Attention of q, k, v = x W^T + b for ``x`` [B, T, D] and ``weight`` [3 * heads * head_dim, D]."""
     head_dim, tokens = weight.shape[0] // 3 // heads, x.shape[1]
-    if not fits(tokens, head_dim):
+    if not fits(tokens, head_dim, MOST):
         return attention(*linear(x, weight, bias, "none").chunk(3, -1), heads, scale, head_keep)
     out = x.new_empty((*x.shape[:2], heads * head_dim))
     if out.numel() == 0:
@@ -149,7 +163,7 @@ def qkv_attention(
     main, rest = blocks(tokens)
     half = half_accumulate(x)
 
-    def launch(tiles: dict[str, int]) -> None:
+    def launch(tiles: tune.Tiles) -> None:
         qkv_attention_kernel[(x.shape[0] * heads,)](
             x, weight, x if bias is None else bias, x if head_keep is None else head_keep, out, tokens, x.shape[2],
             heads, scale * LOG2_E, x.stride(0), x.stride(1), weight.stride(0),
@@ -158,5 +172,5 @@ def qkv_attention(
             **tiles)
 
     key = (tune.near(x.shape[0] * heads), main, rest, tune.near(x.shape[2]), head_dim, half)
-    launch(tune.choose("qkv_attention", x, key, EXACT_TILES if x.dtype == torch.float32 else TILES, launch))
+    launch(tune.choose("qkv_attention", x, key, _candidates(x, head_dim), launch))
     return out

@@ -81,7 +81,7 @@ def _sum_norm(senders, offset, eps, total, normed) -> None:
     offset = None if offset is None else dense_columns(offset)
     rows, block = total.shape[0] * tokens, triton.next_power_of_2(width)
 
-    def launch(tiles: dict[str, int]) -> None:
+    def launch(tiles: tune.Tiles) -> None:
         sum_norm_kernel[(triton.cdiv(rows, tiles["BLOCK_M"]),)](
             tuple(senders), tuple(x.stride(0) for x in senders), tuple(x.stride(1) for x in senders),
             total if offset is None else offset, 0 if offset is None else offset.stride(0), total,

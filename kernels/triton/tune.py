@@ -70,13 +70,12 @@ def choose(op: str, x: torch.Tensor, shape: tuple, candidates: Sequence[Any], la
     return known
 
 
-def measured(op: str, candidates: Sequence[Any], launch: Callable[[Any], None],
-             seconds: Callable[[Callable], float] | None = None) -> Any:
+def measured(op: str, candidates: Sequence[Any], launch: Callable[[Any], None]) -> Any:
     """The candidate whose launch takes least. Raises RuntimeError where none can be launched."""
     times = []
     for candidate in candidates:
         with suppress(OutOfResources, PTXASError):
-            times.append(((seconds or _milliseconds)(functools.partial(launch, candidate)), candidate))
+            times.append((_milliseconds(functools.partial(launch, candidate)), candidate))
     if not times:
         raise RuntimeError(f"none of the {len(candidates)} tilings of the Triton kernel of {op} fits on this device; "
                            "use the cuda or the torch backend")
