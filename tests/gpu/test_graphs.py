@@ -23,6 +23,7 @@ from tests.gpu.rig import (
 )
 from vitsparse import InputError
 from vitsparse.circuit import Graph
+from vitsparse.compiler.runners import WAYS_OF
 from vitsparse.model.config import ViTConfig
 
 pytestmark = pytest.mark.gpu
@@ -53,11 +54,11 @@ def test_a_captured_model_computes_the_circuit(backend, kind):
     assert runner.how
 
 
-@pytest.mark.parametrize("how", ["steps", "waves", "persistent"])
-def test_every_way_to_run_a_program(how):
+@pytest.mark.parametrize(("backend", "how"), [(name, how) for name in OURS for how in WAYS_OF.get(name, ("steps",))])
+def test_every_way_to_run_a_model(backend, how):
     for kind in ("sparse", "full"):
         case = case_of(kind, config=TABLE, graph=Graph(3, 8, mlp_groups=2))
-        sparse = on_device(case, FIRST)
+        sparse = on_device(case, backend)
         for images in (images_of(case)[:1], images_of(case)):
             poison()
             runner = capture(sparse, images, how)
