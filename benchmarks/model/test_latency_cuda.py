@@ -7,6 +7,7 @@ compare roughly; the table takes turns.
 from __future__ import annotations
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ def test_candidate(benchmark, batch, name):
     backend = name.partition(", ")[2] or "torch"
     if reasons := reasons_against("cuda", backend):
         pytest.skip("; ".join(reasons))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's compiler
         try:
             run = candidates(batch).make(name)
         except InputError as error:
