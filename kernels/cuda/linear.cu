@@ -7,6 +7,7 @@ namespace vitsparse::cuda {
 
 cudaError_t linear_sm75(const LinearParams& params, LinearTile tile, const Context& context);
 cudaError_t linear_sm80(const LinearParams& params, LinearTile tile, const Context& context);
+cudaError_t linear_sm90(const LinearParams& params, const Context& context);  // large tiles, 16 bits
 
 LinearTile linear_tile(const LinearParams& params, const Context& context) {
   // Cycles of a multiprocessor for its share of the tasks: products at `rate` multiply-adds a cycle, then bytes of both
@@ -26,8 +27,9 @@ LinearTile linear_tile(const LinearParams& params, const Context& context) {
 
 cudaError_t linear(const LinearParams& params, const Context& context) {
   const LinearTile tile = linear_tile(params, context);
-  const bool old = context.level == Level::sm75 || context.dtype == Dtype::float32;
-  return (old ? linear_sm75 : linear_sm80)(params, tile, context);
+  if (context.level == Level::sm75 || context.dtype == Dtype::float32) return linear_sm75(params, tile, context);
+  if (context.level == Level::sm90 && tile == LinearTile::large) return linear_sm90(params, context);
+  return linear_sm80(params, tile, context);
 }
 
 }  // namespace vitsparse::cuda

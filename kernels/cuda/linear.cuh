@@ -21,10 +21,13 @@ namespace vitsparse::cuda {
 template <int rows_, int columns_, int warps_m_, int warps_n_, int warps_k_>
 struct LinearShape {
   static constexpr int rows = rows_, columns = columns_, warps_m = warps_m_, warps_n = warps_n_, warps_k = warps_k_;
-  static constexpr int m_tiles = rows / warps_m / 16;  // of 16 rows in one warp, which has 32 columns
-  static constexpr int table = (rows + columns) * 64;  // bytes: rows of src, then rows of the weight
+  static constexpr int strips = rows / warps_m / 16, strip_rows = 16, strip_columns = 0;  // of a warp: 16 x 32, one below the other
+  static constexpr int row_bytes = 64, table = (rows + columns) * row_bytes;  // rows of src, then rows of the weight
   static constexpr int stage = table * warps_k;
   static_assert(columns == 32 * warps_n && warps_m * warps_n * warps_k == 8);
+
+  // Where 16 bytes of a row lie, such that the eight rows that load_matrices() reads at once lie in different banks.
+  __device__ __forceinline__ static int place(int row, int chunk) { return row * 64 + 16 * (chunk ^ (row / 2 % 4)); }
 };
 using LargeLinear = LinearShape<128, 128, 2, 4, 1>;
 using MediumLinear = LinearShape<64, 64, 2, 2, 2>;
@@ -59,9 +62,6 @@ __host__ __device__ int linear_shared(const LinearParams& params, LinearTile til
   return ring > linear_strips ? ring : linear_strips;
 }
 
-// Where 16 bytes of a row of 64 lie, such that the eight rows that load_matrices() reads at once lie in different banks.
-__device__ __forceinline__ int linear_place(int row, int chunk) { return row * 64 + 16 * (chunk ^ (row / 2 % 4)); }
-
 template <int bytes>
 __device__ __forceinline__ bool aligned_to(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
@@ -82,7 +82,8 @@ __device__ __forceinline__ const T* linear_weight(const LinearParams& params, in
 // What one thread copies of each slice: 16 bytes of one row in each of `passes` passes over the rows of both factors.
 template <Level level, class T, class Shape>
 struct LinearLoader {
-  static constexpr int vector = per_16_bytes<T>, chunks = 4 * Shape::warps_k, rows_a_pass = 256 / chunks;
+  static constexpr int vector = per_16_bytes<T>, of_row = Shape::row_bytes / 16;  // numbers of a chunk, chunks of a row
+  static constexpr int chunks = of_row * Shape::warps_k, rows_a_pass = 256 / chunks;
   static constexpr int passes = (Shape::rows + Shape::columns) / rows_a_pass;
   static_assert(Shape::rows % rows_a_pass == 0 && rows_a_pass % 8 == 0);
 
@@ -135,7 +136,8 @@ struct LinearLoader {
   __device__ static int chunk() { return threadIdx.x % chunks; }
   __device__ static int first() { return threadIdx.x / chunks; }
   __device__ static unsigned char* place(unsigned char* stage, int pass) {
-    return stage + chunk() / 4 * Shape::table + linear_place(first(), chunk() % 4) + pass * rows_a_pass * 64;
+    return stage + chunk() / of_row * Shape::table + Shape::place(first(), chunk() % of_row) +
+           pass * rows_a_pass * Shape::row_bytes;
   }
   __device__ __forceinline__ const T* row(int r) const {
     return r < Shape::rows ? linear_src<T>(params, row0 + r) : linear_weight<T>(params, column0 + r - Shape::rows);
@@ -185,13 +187,13 @@ struct LinearProduct {
  private:
   __device__ __forceinline__ static void load_left(uint32_t (&left)[4], const unsigned char* a, int m, int k) {
     const int lane = threadIdx.x % 32;
-    load_matrices(left, a + m * 16 * 64 + linear_place(lane % 16, 2 * k + lane / 16));
+    load_matrices(left, a + m * 16 * 64 + LargeLinear::place(lane % 16, 2 * k + lane / 16));
   }
   __device__ __forceinline__ static void load_right(uint32_t (&right)[2][4], const unsigned char* b, int k) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int n = 0; n < 2; ++n)
-      load_matrices(right[n], b + n * 16 * 64 + linear_place(lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+      load_matrices(right[n], b + n * 16 * 64 + LargeLinear::place(lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
   }
   template <class Sum>
   __device__ __forceinline__ static void multiply(Sum (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2][4]) {
@@ -234,7 +236,7 @@ struct LinearProduct<level, float, half_sums, m_tiles> {
 
  private:
   __device__ __forceinline__ static float number(const unsigned char* rows, int row, int k) {
-    return reinterpret_cast<const float*>(rows + linear_place(row, k / 4))[k % 4];
+    return reinterpret_cast<const float*>(rows + LargeLinear::place(row, k / 4))[k % 4];
   }
 };
 
@@ -287,9 +289,9 @@ __device__ __forceinline__ void write_numbers(const LinearParams& params, int ro
   store_numbers(values, to, count);
 }
 
-// Each warp puts 16 rows of its sums into shared memory; the warps along k add up, and finish, some of these rows each.
+// Each warp puts a strip of its sums into shared memory; the warps along k add up, and finish, some of its rows each.
 template <class T, class Shape>
-__device__ __forceinline__ void write_sums(const LinearParams& params, float (&sums)[Shape::m_tiles][4][4], int row0,
+__device__ __forceinline__ void write_sums(const LinearParams& params, float (&sums)[Shape::strips][4][4], int row0,
                                            int column0) {
   constexpr int groups = Shape::warps_m * Shape::warps_n, own = 16 / Shape::warps_k;  // own: rows, and numbers of a lane
   constexpr int n = own < per_16_bytes<T> ? own : per_16_bytes<T>, lanes = 32 / n;
@@ -297,12 +299,12 @@ __device__ __forceinline__ void write_sums(const LinearParams& params, float (&s
   float* strips = reinterpret_cast<float*>(shared_memory());
   const auto strip = [&](int of, int row) { return strips + (of * 16 + row) * linear_strip; };
 #pragma unroll 1
-  for (int m = 0; m < Shape::m_tiles; ++m) {  // once in the code: the rows that come next move to the front
+  for (int m = 0; m < Shape::strips; ++m) {  // once in the code: the strips that come next move to the front
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       for_each_of_tile(i, [&](int row, int column, int j) { strip(warp, row)[column] = sums[0][i][j]; });
 #pragma unroll
-      for (int next = 1; next < Shape::m_tiles; ++next) {
+      for (int next = 1; next < Shape::strips; ++next) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) sums[next - 1][i][j] = sums[next][i][j];
       }
@@ -317,8 +319,8 @@ __device__ __forceinline__ void write_sums(const LinearParams& params, float (&s
 #pragma unroll
         for (int j = 0; j < n; ++j) values[j] += strip(group + k * groups, row)[column + j];
       }
-      write_numbers<T>(params, row0 + group / Shape::warps_n * (Shape::rows / Shape::warps_m) + 16 * m + row,
-                       column0 + group % Shape::warps_n * 32 + column, values);
+      write_numbers<T>(params, row0 + group / Shape::warps_n * (Shape::rows / Shape::warps_m) + m * Shape::strip_rows + row,
+                       column0 + group % Shape::warps_n * 32 + m * Shape::strip_columns + column, values);
     }
     if constexpr (Shape::warps_k > 1) __syncthreads(); else __syncwarp();
   }
@@ -329,13 +331,13 @@ __device__ __forceinline__ void linear_task_of(const LinearParams& params, int t
   constexpr int stages = linear_stages<level>, groups = Shape::warps_m * Shape::warps_n;
   const int across = ceil_div(params.outputs, Shape::columns);
   const int row0 = task / across * Shape::rows, column0 = task % across * Shape::columns;
-  const int slices = ceil_div(params.inputs * static_cast<int>(sizeof(T)), 64 * Shape::warps_k);
+  const int slices = ceil_div(params.inputs * static_cast<int>(sizeof(T)), Shape::row_bytes * Shape::warps_k);
   const int warp = threadIdx.x / 32, group = warp % groups;
-  const int a = warp / groups * Shape::table + group / Shape::warps_n * (Shape::rows / Shape::warps_m) * 64;
-  const int b = warp / groups * Shape::table + (Shape::rows + group % Shape::warps_n * 32) * 64;
+  const int a = warp / groups * Shape::table + group / Shape::warps_n * (Shape::rows / Shape::warps_m) * Shape::row_bytes;
+  const int b = warp / groups * Shape::table + (Shape::rows + group % Shape::warps_n * 32) * Shape::row_bytes;
   unsigned char* ring = shared_memory();
 
-  float sums[Shape::m_tiles][4][4] = {};
+  float sums[Shape::strips][4][4] = {};
   LinearLoader<level, T, Shape> loader(params, row0, column0);
 #pragma unroll
   for (int s = 0; s < stages - 1; ++s) {
@@ -350,7 +352,7 @@ __device__ __forceinline__ void linear_task_of(const LinearParams& params, int t
     unsigned char* stage = next < slices ? ring + next % stages * Shape::stage : nullptr;
     loader.begin(stage);
     const unsigned char* slice = ring + s % stages * Shape::stage;
-    LinearProduct<level, T, half_sums, Shape::m_tiles>::add(sums, slice + a, slice + b);
+    LinearProduct<level, T, half_sums, Shape::strips>::add(sums, slice + a, slice + b);
     loader.finish(stage);
   }
   wait_copies<level, 0>();
@@ -370,7 +372,7 @@ __device__ __forceinline__ void linear_task(const LinearParams& params, LinearTi
 
 // Two blocks on a multiprocessor, so that one multiplies while the other writes; where 128 registers are too few, one.
 template <Level level, bool half_sums, class Shape>
-constexpr int linear_blocks = level == Level::sm75 && half_sums && Shape::m_tiles == 4 ? 1 : 2;
+constexpr int linear_blocks = level == Level::sm75 && half_sums && Shape::strips == 4 ? 1 : 2;
 
 template <Level level, class T, bool half_sums, class Shape>
 __global__ void __launch_bounds__(256, linear_blocks<level, half_sums, Shape>) linear_kernel(LinearParams params) {
