@@ -51,6 +51,10 @@ class CudaCandidates(Candidates):
     def dense(self) -> ViT:
         return copy.deepcopy(self.model).to(self.device, self.dtype)
 
+    @functools.cached_property
+    def wide(self) -> ViT:
+        return copy.deepcopy(self.model).to(self.device, torch.float64)
+
     def needed(self) -> Iterator[str]:
         """Without these a target cannot be judged."""
         yield from NEEDED
@@ -128,14 +132,14 @@ class CudaCandidates(Candidates):
     def check(self, name: str, logits: Tensor) -> dict[str, Any]:
         """A row (``kind`` error): how far ``logits`` [B, classes] of a candidate are from the circuit it stands for.
 
-        Of three images. The definition is computed in float64 on the CPU; plain torch in the candidates' dtype on the
-        device says what error is allowed.
+        Of three images. Torch's own ops compute the definition, in float64, and say what error is allowed, in the
+        candidates' dtype.
         """
         which, rows = circuit_of(name), sorted({0, self.batch // 2, self.batch - 1})
         if which not in self.exact:
             circuit, ablation = self._definition(which)
-            exact = edgewise_forward(copy.deepcopy(self.model).double(), self.images[rows].double(), circuit.keep,
-                                     graph=circuit.graph, ablation=ablation)
+            wide = self.images[rows].to(self.device, torch.float64)
+            exact = edgewise_forward(self.wide, wide, circuit.keep, graph=circuit.graph, ablation=ablation).cpu()
             plain = self._compiled(which, "torch")(self.inputs[rows])
             self.exact[which] = exact, RATIO * error(plain, exact) + SLACK
         exact, allowed = self.exact[which]

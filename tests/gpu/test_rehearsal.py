@@ -1,4 +1,4 @@
-"""What is wrong with the tests of a GPU shows before there is one: most of them run on the CPU, in their own process."""
+"""What is wrong with the tests of a GPU shows before there is one: most run on the CPU, in a process of their own."""
 
 from __future__ import annotations
 
