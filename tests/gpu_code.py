@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import re
-import subprocess
-from pathlib import Path
-
 import pytest
 
+from benchmarks.static import machine_code
+from benchmarks.static.machine_code import Kernel
 from vitsparse.backends import native
 
-CAPABILITIES = (75, 86, 90)
 
-
-@functools.cache
-def sass_of(library: str, capability: int) -> dict[str, str]:
-    """Machine code of each kernel of ``libvitsparse_<library>.so`` for one capability; skips where it cannot be had."""
-    triton = pytest.importorskip("triton", reason="cuobjdump comes with triton")
-    if not native.build_facts().get("cuda_ops"):
-        pytest.skip(f"the CUDA ops are not built: {native.build_facts().get('why_no_cuda_ops', 'nothing is built')}")
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    text = subprocess.run([tool, "--dump-sass", "--gpu-architecture", f"sm_{capability}", native.path(library)],
-                          capture_output=True, text=True, check=True).stdout
-    _, *parts = re.split(r"^\s*Function : (\S+)$", text, flags=re.M)
-    return dict(zip(parts[::2], parts[1::2]))
+def kernels_of_library(library: str) -> tuple[Kernel, ...]:
+    """The kernels in ``libvitsparse_<library>.so``, as compiled for each capability; skips where they cannot be had."""
+    if machine_code.tool("cuobjdump") is None:
+        pytest.skip("there is no cuobjdump: it comes with the CUDA toolkit and with triton")
+    if not native.build_facts().get(f"{library}_ops"):
+        reason = native.build_facts().get(f"why_no_{library}_ops", "nothing is built")
+        pytest.skip(f"the {library} ops are not built: {reason}")
+    return machine_code.kernels(native.path(library))
 
 
 def triton_cubin(kernel, signature: dict[str, str], constants: dict[str, int], capability: int) -> bytes:
