@@ -36,7 +36,7 @@ part() {
   fi
   [ "$limit" -lt "$left" ] || limit=$left
   printf '\n=== %s: %s\n' "$name" "$*" | tee -a "$out/session.log"
-  timeout --kill-after=10 "$limit" "$@" > "$out/part.log" 2>&1
+  timeout --signal=INT --kill-after=15 "$limit" "$@" > "$out/part.log" 2>&1  # interrupted, pytest still writes its rows
   status=$?
   cat "$out/part.log" >> "$out/session.log"
   tail -n 25 "$out/part.log"
