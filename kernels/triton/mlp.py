@@ -24,18 +24,14 @@ MOST_COLUMNS = 512  # of input and output, for the fused kernel
 
 
 @triton.jit
-def mlp_kernel(
-    senders, image_strides, row_strides, offset_ptr, offset_row, weight1_ptr, weight1_row, bias1_ptr, weight2_ptr,
-    weight2_row, bias2_ptr, out_ptr, total_ptr, rows, tokens, width, hidden, outputs, eps,
-    COUNT: tl.constexpr, HAS_OFFSET: tl.constexpr, HAS_BIAS: tl.constexpr, HALF: tl.constexpr,
-    IN: tl.constexpr, OUT: tl.constexpr, SLICE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+def normed_rows(
+    senders, image_strides, row_strides, offset_ptr, offset_row, total_ptr, row, rows, tokens, width, eps,
+    COUNT: tl.constexpr, HAS_OFFSET: tl.constexpr, IN: tl.constexpr, SLICE: tl.constexpr, dtype: tl.constexpr,
 ):
-    """IN and OUT: how many slices hold ``width`` and ``outputs``."""
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
-    row, d = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, SLICE)
-    exists = row < rows
+    """Store offset + senders of each ``row`` [M] and return them normalised: a tuple of IN slices [M, SLICE]."""
+    d, exists = tl.arange(0, SLICE), row < rows
     totals = total_ptr + row.to(tl.int64)[:, None] * width + d[None, :]
-    mean, variance = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+    mean, variance = tl.zeros((row.shape[0],), tl.float32), tl.zeros((row.shape[0],), tl.float32)
     for start in range(0, width, SLICE):
         column = start + d
         inside = exists[:, None] & (column < width)[None, :]
@@ -54,36 +50,46 @@ def mlp_kernel(
         inside = exists[:, None] & (i * SLICE + d < width)[None, :]
         total = tl.load(totals + i * SLICE, mask=inside, other=0).to(tl.float32)
         normed = normed + (((total - mean[:, None]) * scale[:, None]).to(dtype),)  # beyond the width weights are 0
+    return normed
 
+
+@triton.jit
+def mlp_kernel(
+    senders, image_strides, row_strides, offset_ptr, offset_row, weight1_ptr, weight1_row, bias1_ptr, weight2_ptr,
+    weight2_row, bias2_ptr, out_ptr, total_ptr, rows, tokens, width, hidden, outputs, eps,
+    COUNT: tl.constexpr, HAS_OFFSET: tl.constexpr, HAS_BIAS: tl.constexpr, HALF: tl.constexpr,
+    IN: tl.constexpr, OUT: tl.constexpr, SLICE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+):
+    """IN and OUT: how many slices hold ``width`` and ``outputs``."""
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    row, d, h = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, SLICE), tl.arange(0, BLOCK_H)
+    normed = normed_rows(senders, image_strides, row_strides, offset_ptr, offset_row, total_ptr, row, rows, tokens,
+                         width, eps, COUNT, HAS_OFFSET, IN, SLICE, dtype)
     results = ()
     for _ in tl.static_range(OUT):
         results = results + (tl.zeros((BLOCK_M, SLICE), tl.float32),)
-    h = tl.arange(0, BLOCK_H)
     near1, near2 = h[None, :] * weight1_row + d[:, None], d[None, :] * weight2_row + h[:, None]
     for first in range(0, hidden, BLOCK_H):
-        unit = first + h
-        here = unit < hidden
-        ws1 = weight1_ptr + first * weight1_row + near1
-        ws2 = weight2_ptr + first + near2
+        here = first + h < hidden
         units = tl.zeros((BLOCK_M, BLOCK_H), tl.float32)
         for i in tl.static_range(IN):
-            k = i * SLICE + d
-            w = tl.load(ws1 + i * SLICE, mask=(k < width)[:, None] & here[None, :], other=0)
+            w = tl.load(weight1_ptr + first * weight1_row + near1 + i * SLICE,
+                        mask=(i * SLICE + d < width)[:, None] & here[None, :], other=0)
             units = multiply_add(normed[i], w, units, HALF)
-        units = gelu(units + tl.load(bias1_ptr + unit, mask=here, other=0).to(tl.float32)[None, :]).to(dtype)
+        units += tl.load(bias1_ptr + first + h, mask=here, other=0).to(tl.float32)[None, :]
+        units = gelu(units).to(dtype)
         after = ()
         for j in tl.static_range(OUT):
-            n = j * SLICE + d
-            w = tl.load(ws2 + j * SLICE * weight2_row, mask=(n < outputs)[None, :] & here[:, None], other=0)
+            w = tl.load(weight2_ptr + first + near2 + j * SLICE * weight2_row,
+                        mask=(j * SLICE + d < outputs)[None, :] & here[:, None], other=0)
             after = after + (multiply_add(units, w, results[j], HALF),)
         results = after
-    place = row.to(tl.int64)[:, None] * outputs + d[None, :]
+    outs = out_ptr + row.to(tl.int64)[:, None] * outputs + d[None, :]
     for j in tl.static_range(OUT):
-        n = j * SLICE + d
-        y = results[j]
+        y, real = results[j], j * SLICE + d < outputs
         if HAS_BIAS:
-            y += tl.load(bias2_ptr + n, mask=n < outputs, other=0).to(tl.float32)[None, :]
-        tl.store(out_ptr + place + j * SLICE, y.to(dtype), mask=exists[:, None] & (n < outputs)[None, :])
+            y += tl.load(bias2_ptr + j * SLICE + d, mask=real, other=0).to(tl.float32)[None, :]
+        tl.store(outs + j * SLICE, y.to(dtype), mask=(row < rows)[:, None] & real[None, :])
 
 
 def _tiles(*sizes: tuple[int, int, int, int]) -> tuple[tune.Tiles, ...]:

@@ -22,9 +22,10 @@ MOST = (160, 8192)
 
 
 @triton.jit
-def add_bias(x, bias_ptr, column, real, HAS_BIAS: tl.constexpr, dtype: tl.constexpr):
+def add_bias(x, bias, real, HAS_BIAS: tl.constexpr, dtype: tl.constexpr):
+    """x + the numbers at ``bias`` [D], of which ``real`` exist, rounded."""
     if HAS_BIAS:
-        x += tl.load(bias_ptr + column, mask=real, other=0).to(tl.float32)[None, :]
+        x += tl.load(bias, mask=real, other=0).to(tl.float32)[None, :]
     return x.to(dtype)
 
 
@@ -52,6 +53,46 @@ def attend(q, k, v, k_rest, v_rest, tokens, scale, MAIN: tl.constexpr, TAIL: tl.
 
 
 @triton.jit
+def project(
+    x_ptr, weight_ptr, bias_ptr, tokens, inputs, x_row, weight_row, width, column, HAS_BIAS: tl.constexpr,
+    HALF: tl.constexpr, real, dtype: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    """q, k and v of the rows of MAIN, then of TAIL (where it is 0, of MAIN again), for one image and head.
+
+    ``width``: rows of the weight between q, k and v; ``column`` [D]: the head's rows in each, of which ``real`` exist.
+    """
+    row, k = tl.arange(0, MAIN), tl.arange(0, BLOCK_K)
+    xs = x_ptr + tl.minimum(row, tokens - 1).to(tl.int64)[:, None] * x_row + k[None, :]
+    ws = weight_ptr + tl.minimum(column, width - 1)[None, :] * weight_row + k[:, None]
+    q = tl.zeros((MAIN, column.shape[0]), tl.float32)
+    key, value = q, q
+    if TAIL > 0:
+        rest = MAIN + tl.arange(0, TAIL)
+        xs_rest = x_ptr + tl.minimum(rest, tokens - 1).to(tl.int64)[:, None] * x_row + k[None, :]
+        q_rest = tl.zeros((TAIL, column.shape[0]), tl.float32)
+        key_rest, value_rest = q_rest, q_rest
+    for first in range(0, inputs, BLOCK_K):
+        here = k < inputs - first
+        x = tl.load(xs + first, mask=here[None, :], other=0)
+        w_q = tl.load(ws + first, mask=here[:, None] & real[None, :], other=0)
+        w_k = tl.load(ws + first + width * weight_row, mask=here[:, None] & real[None, :], other=0)
+        w_v = tl.load(ws + first + 2 * width * weight_row, mask=here[:, None] & real[None, :], other=0)
+        q, key = multiply_add(x, w_q, q, HALF), multiply_add(x, w_k, key, HALF)
+        value = multiply_add(x, w_v, value, HALF)
+        if TAIL > 0:
+            x = tl.load(xs_rest + first, mask=here[None, :], other=0)
+            q_rest, key_rest = multiply_add(x, w_q, q_rest, HALF), multiply_add(x, w_k, key_rest, HALF)
+            value_rest = multiply_add(x, w_v, value_rest, HALF)
+    b_q, b_k, b_v = bias_ptr + column, bias_ptr + width + column, bias_ptr + 2 * width + column
+    q, key = add_bias(q, b_q, real, HAS_BIAS, dtype), add_bias(key, b_k, real, HAS_BIAS, dtype)
+    value = add_bias(value, b_v, real, HAS_BIAS, dtype)
+    if TAIL == 0:
+        return q, key, value, q, key, value
+    q_rest, key_rest = add_bias(q_rest, b_q, real, HAS_BIAS, dtype), add_bias(key_rest, b_k, real, HAS_BIAS, dtype)
+    return q, key, value, q_rest, key_rest, add_bias(value_rest, b_v, real, HAS_BIAS, dtype)
+
+
+@triton.jit
 def qkv_attention_kernel(
     x_ptr, weight_ptr, bias_ptr, keep_ptr, out_ptr, tokens, inputs, heads, scale, x_image, x_row, weight_row,
     keep_image, keep_head, HAS_BIAS: tl.constexpr, HAS_KEEP: tl.constexpr, HALF: tl.constexpr,
@@ -60,59 +101,27 @@ def qkv_attention_kernel(
     """out[b, :, h] = softmax(scale q k^T) v for head h; zeros where ``keep`` says no."""
     image, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     dtype: tl.constexpr = out_ptr.dtype.element_ty
-    d, row, k = tl.arange(0, BLOCK_D), tl.arange(0, MAIN), tl.arange(0, BLOCK_K)
-    real = d < HEAD_DIM
-    width = tl.full((), heads * HEAD_DIM, tl.int64)
-    column = head * HEAD_DIM + d
+    row, d = tl.arange(0, MAIN), tl.arange(0, BLOCK_D)
+    real, width, column = d < HEAD_DIM, tl.full((), heads * HEAD_DIM, tl.int64), head * HEAD_DIM + d
     outs = out_ptr + image * tokens * width + column[None, :]
     kept = True
     if HAS_KEEP:
         kept = tl.load(keep_ptr + image * keep_image + head * keep_head) != 0
     if kept:
-        xs = x_ptr + image * x_image + tl.minimum(row, tokens - 1).to(tl.int64)[:, None] * x_row + k[None, :]
-        near_column = tl.minimum(column, width - 1)
-        ws = weight_ptr + near_column[None, :] * weight_row + k[:, None]
-        wide = width * weight_row
-        q = tl.zeros((MAIN, BLOCK_D), tl.float32)
-        key, value = q, q
-        if TAIL > 0:
-            rest = MAIN + tl.arange(0, TAIL)
-            xs_rest = x_ptr + image * x_image + tl.minimum(rest, tokens - 1).to(tl.int64)[:, None] * x_row + k[None, :]
-            q_rest = tl.zeros((TAIL, BLOCK_D), tl.float32)
-            key_rest, value_rest = q_rest, q_rest
-        for first in range(0, inputs, BLOCK_K):
-            here = k < inputs - first
-            x = tl.load(xs + first, mask=here[None, :], other=0)
-            w_q = tl.load(ws + first, mask=here[:, None] & real[None, :], other=0)
-            w_k = tl.load(ws + first + wide, mask=here[:, None] & real[None, :], other=0)
-            w_v = tl.load(ws + first + 2 * wide, mask=here[:, None] & real[None, :], other=0)
-            q = multiply_add(x, w_q, q, HALF)
-            key = multiply_add(x, w_k, key, HALF)
-            value = multiply_add(x, w_v, value, HALF)
-            if TAIL > 0:
-                x_rest = tl.load(xs_rest + first, mask=here[None, :], other=0)
-                q_rest = multiply_add(x_rest, w_q, q_rest, HALF)
-                key_rest = multiply_add(x_rest, w_k, key_rest, HALF)
-                value_rest = multiply_add(x_rest, w_v, value_rest, HALF)
-        q = add_bias(q, bias_ptr, column, real, HAS_BIAS, dtype)
-        key = add_bias(key, bias_ptr + width, column, real, HAS_BIAS, dtype)
-        value = add_bias(value, bias_ptr + 2 * width, column, real, HAS_BIAS, dtype)
-        if TAIL > 0:
-            q_rest = add_bias(q_rest, bias_ptr, column, real, HAS_BIAS, dtype)
-            key_rest = add_bias(key_rest, bias_ptr + width, column, real, HAS_BIAS, dtype)
-            value_rest = add_bias(value_rest, bias_ptr + 2 * width, column, real, HAS_BIAS, dtype)
-            z_rest = attend(q_rest, key, value, key_rest, value_rest, tokens, scale, MAIN, TAIL)
-            inside = (rest < tokens)[:, None] & real[None, :]
-            tl.store(outs + rest[:, None] * width, z_rest.to(dtype), mask=inside)
-            z = attend(q, key, value, key_rest, value_rest, tokens, scale, MAIN, TAIL)
-        else:
-            z = attend(q, key, value, key, value, tokens, scale, MAIN, TAIL)
+        q, k, v, q_rest, k_rest, v_rest = project(
+            x_ptr + image * x_image, weight_ptr, bias_ptr, tokens, inputs, x_row, weight_row, width, column, HAS_BIAS,
+            HALF, real, dtype, MAIN, TAIL, BLOCK_K)
+        z = attend(q, k, v, k_rest, v_rest, tokens, scale, MAIN, TAIL)
         tl.store(outs + row[:, None] * width, z.to(dtype), mask=(row < tokens)[:, None] & real[None, :])
+        if TAIL > 0:
+            z = attend(q_rest, k, v, k_rest, v_rest, tokens, scale, MAIN, TAIL)
+            rest = MAIN + tl.arange(0, TAIL)
+            tl.store(outs + rest[:, None] * width, z.to(dtype), mask=(rest < tokens)[:, None] & real[None, :])
     else:
         for first in range(0, tokens, BLOCK_K):
-            nothing = first + k
-            tl.store(outs + nothing[:, None] * width, tl.zeros((BLOCK_K, BLOCK_D), dtype),
-                     mask=(nothing < tokens)[:, None] & real[None, :])
+            skipped = first + tl.arange(0, BLOCK_K)
+            tl.store(outs + skipped[:, None] * width, tl.zeros((BLOCK_K, BLOCK_D), dtype),
+                     mask=(skipped < tokens)[:, None] & real[None, :])
 
 
 def _tiles(*sizes: tuple[int, int, int]) -> tuple[tune.Tiles, ...]:
