@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,53 @@ def test_another_processor_builds_without_them(configured):
     assert not [name for name, command in other.items() if "_avx" in name or "-mavx" in command]
 
 
+def test_cuda_kernels_are_compiled_for_the_architectures_of_their_level(root):
+    if not built.get("cuda_ops"):
+        pytest.skip(built.get("why_no_cuda_ops", "nothing is built"))
+    (build,) = (root / "build").glob(f"native-*-{sys.implementation.cache_tag}")
+    all_of_them = ["compute_75,code=[sm_75]", "compute_86,code=[sm_86]", "compute_90,code=[compute_90,sm_90]"]
+    expected = {"80": all_of_them[1:], "90": ["compute_90a,code=[sm_90a]"]}
+    assert cuda_targets(build) == {name: expected.get(level, all_of_them) for name, level in cuda_levels(root)}
+
+
+def test_a_level_without_architecture_is_kept_as_ptx(configured, root):
+    """So that the dispatch, which names every level, links."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    build = configured("x86_64", VITSPARSE_NVCC=nvcc, VITSPARSE_CUDA="on", CMAKE_CUDA_ARCHITECTURES="75-real",
+                       VITSPARSE_TORCH_DIR=Path(torch.__file__).parent)
+    expected = {"80": ["compute_80,code=[compute_80]"], "90": ["compute_90a,code=[compute_90a]"]}
+    assert cuda_targets(build) == {name: expected.get(level, ["compute_75,code=[sm_75]"])
+                                   for name, level in cuda_levels(root)}
+
+
+def cuda_levels(root: Path) -> list[tuple[str, str]]:
+    """(file, level in its name or an empty string) of every CUDA kernel."""
+    files = sorted((root / "kernels/cuda").glob("*.cu"))
+    return [(f"kernels/cuda/{file.name}", (re.search(r"_sm(\d+)$", file.stem) or ["", ""])[1]) for file in files]
+
+
+def cuda_targets(build: Path) -> dict[str, list[str]]:
+    """What each CUDA kernel is compiled for."""
+    return {name: sorted(re.findall(r"--generate-code=arch=(\S+?\])", command))
+            for name, command in commands(build).items() if name.endswith(".cu")}
+
+
+def test_the_digest_of_the_gpu_sources_covers_all_of_them(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+    digest = runpy.run_path(str(root / "setup.py"))["gpu_sources"]
+    monkeypatch.setitem(digest.__globals__, "ROOT", tmp_path)
+    for folder in ("kernels/common", "kernels/cuda", "kernels/triton", "csrc/cuda"):
+        shutil.copytree(root / folder, tmp_path / folder)
+    sources = [path for path in sorted(tmp_path.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    digests = {digest()}
+    for path in sources:
+        path.write_text(path.read_text() + "\n")
+        digests.add(digest())
+    assert len(digests) == len(sources) + 1
+
+
 @needs_binutils
 def test_wide_kernels_share_no_inline_function_with_the_rest(root):
     """The linker keeps one copy of a shared inline function: were it the wide one, an older processor would crash."""
@@ -144,7 +192,8 @@ def test_a_wheel_holds_all_parts(root, tmp_path):
 
 
 @needs_sources
-@pytest.mark.parametrize("setting", ["VITSPARSE_CUDA=maybe", "VITSPARSE_TORCH_DIR=/nowhere"])
+@pytest.mark.parametrize("setting", ["VITSPARSE_CUDA=maybe", "VITSPARSE_TORCH_DIR=/nowhere", "VITSPARSE_CUDA_ARCHS=8.6",
+                                     "VITSPARSE_CUDA_ARCHS=75;70"])
 def test_a_wrong_setting_is_named(root, setting, tmp_path):
     name, value = setting.split("=")
     done = subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--build-temp", str(tmp_path)], cwd=root,

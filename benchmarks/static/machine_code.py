@@ -38,8 +38,8 @@ class Kernel:
 
     @property
     def op(self) -> str:
-        """The kernel's name without namespaces, arguments and ``_kernel``: ``linear``."""
-        return self.name.partition("<")[0].removesuffix("_kernel")
+        """What the kernel is for, by its name: ``linear`` for linear_kernel and linear_warpgroups."""
+        return re.sub(r"_(kernel|warpgroups)$", "", self.name.partition("<")[0])
 
 
 def tool(name: str) -> str | None:
