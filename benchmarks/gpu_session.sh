@@ -5,7 +5,7 @@
 #
 # Parts, in this order and all of them if none is named: install, doctor, tests, model, sanitize, ops. Each goes on when
 # another failed, and none beyond SECONDS_ALL (570) seconds of the whole. In FOLDER: summary.txt, session.log (what all
-# parts printed), rows.json and ops.json (what was measured), verified_on_gpu.json (where every test passed).
+# parts printed), rows.json and ops.tar.gz (what was measured), verified_on_gpu.json (where every test passed).
 # PYTHON is the interpreter to use (python3), DTYPE that of the rows (float16). Needs torch, numpy, safetensors, einops,
 # tqdm, Pillow, PyYAML, pytest, pytest-benchmark, pytest-timeout and hypothesis; for install also nvcc, cmake, ninja,
 # pybind11 and setuptools. Nothing is fetched. VITSPARSE_CUDA_ARCHS=90 (T4: 75, RTX 3070: 86) builds for this GPU alone.
@@ -21,6 +21,7 @@ dtype=${DTYPE:-float16}
 all=${SECONDS_ALL:-570}
 export PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 failed=0
+rows=$(mktemp -d)
 : > "$out/session.log"
 : > "$out/summary.txt"
 
@@ -36,7 +37,7 @@ part() {
   fi
   [ "$limit" -lt "$left" ] || limit=$left
   printf '\n=== %s: %s\n' "$name" "$*" | tee -a "$out/session.log"
-  timeout --signal=INT --kill-after=15 "$limit" "$@" > "$out/part.log" 2>&1  # interrupted, pytest still writes its rows
+  timeout --kill-after=10 "$limit" "$@" > "$out/part.log" 2>&1
   status=$?
   cat "$out/part.log" >> "$out/session.log"
   tail -n 25 "$out/part.log"
@@ -52,7 +53,7 @@ sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-san
 
 part install 300 "$python" -m pip install --quiet --no-build-isolation --no-deps -e .
 part doctor 60 "$python" -m vitsparse doctor
-part tests 180 "$python" -m pytest -q -m gpu --record-gpu -p no:cacheprovider
+part tests 240 "$python" -m pytest -q -m gpu --record-gpu -p no:cacheprovider
 if git diff --quiet -- kernels/verified_on_gpu.json 2> /dev/null; then
   echo "verified_on_gpu.json is as it was: not every test passed, or none was new" >> "$out/session.log"
 else
@@ -72,9 +73,13 @@ if [ -x "$sanitizer" ]; then
 else
   part sanitize 10 echo "compute-sanitizer is not here; nothing was checked"
 fi
-part ops 120 "$python" -m pytest -q -o addopts=--import-mode=importlib -p no:cacheprovider benchmarks/ops \
-  --benchmark-only --benchmark-json "$out/ops.json" -k cuda
-rm -f "$out/part.log"
+for file in benchmarks/ops/test_*.py; do  # one by one: rows are only written at the end of a file
+  op=$(basename "$file" .py)
+  part "ops-${op#test_}" 60 "$python" -m pytest -q -o addopts=--import-mode=importlib -p no:cacheprovider "$file" \
+    --benchmark-only --benchmark-json "$rows/${op#test_}.json" -k cuda
+done
+[ -z "$(ls "$rows")" ] || tar -czf "$out/ops.tar.gz" -C "$rows" .
+rm -rf "$rows" "$out/part.log"
 
 printf '\n=== summary, %s s in all\n' "$SECONDS"
 cat "$out/summary.txt"
