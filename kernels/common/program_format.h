@@ -97,7 +97,7 @@ template <class T>
 VITSPARSE_HD T read(const int64_t* words) {
   static_assert(sizeof(T) % sizeof(int64_t) == 0);
   T value;
-  __builtin_memcpy(&value, words, sizeof(T));
+  __builtin_memcpy(&value, __builtin_assume_aligned(words, alignof(int64_t)), sizeof(T));  // else byte by byte on devices
   return value;
 }
 template <class T>
@@ -162,7 +162,7 @@ VITSPARSE_HD inline const int64_t* parts_of_sum(const int64_t* operands) {
 VITSPARSE_HD inline const int64_t* next_part(const int64_t* words, const SumPart& part) {
   return words + words_of<SumPart> + part.adds + part.minuses;
 }
-inline int64_t rows_of_sum(const int64_t* operands) {
+VITSPARSE_HD inline int64_t rows_of_sum(const int64_t* operands) {
   const auto first = read<SumPart>(parts_of_sum(operands));
   return (first.sum.wanted() ? first.sum : first.normed).rows;
 }

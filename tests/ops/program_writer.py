@@ -1,4 +1,7 @@
-"""Writes programs for tests: named slots and steps in, words and weights out. No memory is shared between slots."""
+"""Writes programs for tests: named slots and steps in, words and weights out. No memory is shared between slots.
+
+For ``target`` "cpu" (packed float32) or "cuda" (padded rows of any dtype).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch import Tensor
 from vitsparse import _core
 
 MAGIC, VERSION = 0x76737067, 2
-PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL = range(1, 8)
+PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL, QKV_ATTENTION, MLP = range(1, 10)
 ARENA, CONSTANT, RESULT = range(3)
 NONE = (-1, 0, 0, 0)
 
@@ -44,6 +47,7 @@ class ProgramWriter:
     arena: int = 0
     stored: int = 0
     output: int = 0
+    target: str = "cpu"
     _shared_wave: int | None = None
 
     def store(self, values: Tensor | np.ndarray) -> int:
@@ -54,6 +58,8 @@ class ProgramWriter:
         return offset
 
     def pack(self, weight: Tensor) -> int:
+        if self.target == "cuda":
+            return self.store(torch.nn.functional.pad(weight.detach(), (0, -weight.shape[1] % 8)))
         return self.store(_core.pack_linear(weight.detach().numpy()))
 
     def slot(self, rows: int, width: int) -> int:
@@ -106,6 +112,19 @@ class ProgramWriter:
             words += [*part.adds, *part.minuses]
         self.step(SUM_NORM, len(sources), len(parts), width, bits(eps), *sources, *words)
 
+    def qkv_attention(self, src, dst, weight: Tensor, bias: Tensor | None, heads: int, scale: float) -> None:
+        self.step(QKV_ATTENTION, src, dst, weight.shape[1], heads, weight.shape[0] // heads // 3, self.pack(weight),
+                  -1 if bias is None else self.store(bias), bits(scale))
+
+    def mlp(self, adds, minuses, dst, weights: tuple[Tensor, ...], *, eps: float, offset: Tensor | None = None,
+            total=NONE) -> None:
+        """``weights``: weight1, bias1, weight2 and bias2, or without bias2."""
+        first, bias1, second, *bias2 = weights
+        rows = 1 if offset is None or offset.dim() == 1 else len(offset)
+        self.step(MLP, len(adds), len(minuses), first.shape[1], bits(eps), len(first), len(second), self.pack(first),
+                  self.store(bias1), self.pack(second), self.store(bias2[0]) if bias2 else -1,
+                  -1 if offset is None else self.store(offset), rows, total, dst, *adds, *minuses)
+
     def words(self) -> Tensor:
         header = [MAGIC, VERSION, len(self.slots), len(self.steps)]
         header += [self.arena, self.channels, self.image_size, self.output]
@@ -116,11 +135,11 @@ class ProgramWriter:
         return torch.from_numpy(np.concatenate([*self.weights, np.zeros(16, np.float32)]))
 
 
-def write_dense(model) -> ProgramWriter:
+def write_dense(model, target: str = "cpu") -> ProgramWriter:
     """The program of a dense ``vitsparse.model`` ViT: every step the compiler can emit for one, and nothing clever."""
     c = model.config
     tokens, width, heads, dim = c.num_tokens, c.embed_dim, c.num_heads, c.head_dim
-    p = ProgramWriter(c.in_chans, c.img_size)
+    p = ProgramWriter(c.in_chans, c.img_size, target=target)
     patches = p.slot(c.num_patches, c.in_chans * c.patch_size**2)
     stream, normed, z = p.slot(tokens, width), p.slot(tokens, width), p.slot(tokens, width)
     qkv, hidden, mean = p.slot(tokens, 3 * width), p.slot(tokens, c.mlp_hidden), p.slot(1, width)

@@ -1,0 +1,147 @@
+// A launch of the op's own kernel for each step; or which level's code launches whole waves.
+#include "kernels/cuda/program.h"
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/program_sum.cuh"
+
+namespace vitsparse::cuda {
+
+ProgramStatus launch_waves_sm75(const ProgramRun& run, const ProgramBase& base, bool persistent, const Context& context);
+ProgramStatus launch_waves_sm80(const ProgramRun& run, const ProgramBase& base, bool persistent, const Context& context);
+
+namespace {
+
+struct SumStep {
+  ProgramBase base;
+  SumRows sum;
+};
+
+constexpr int most_sum_threads = 128;
+
+template <class T>
+__global__ void __launch_bounds__(most_sum_threads) sum_step_kernel(SumStep step) {
+  sum_rows_task<T>(step.base, step.sum, blockIdx.x);
+}
+
+// What sum_norm() and mlp() take: sources by value, no more than their limit.
+bool fits_by_value(int64_t adds, int64_t minuses) { return adds + minuses <= max_sources; }
+
+SumNormParams mlp_input_of(const ProgramBase& base, const int64_t* operands) {
+  const auto s = format::read<format::Mlp>(operands);
+  SumNormParams params{};
+  params.count = static_cast<int>(s.adds);
+  params.minuses = static_cast<int>(s.minuses);
+  for (int64_t i = 0; i < s.adds + s.minuses; ++i)
+    params.sources[i] = view_of(base, format::source_of_mlp(operands, i));
+  params.offset = base.weights_or_null(s.offset_offset);
+  params.offset_stride = s.offset_rows == 1 ? 0 : s.width;
+  params.sum = view_of(base, s.sum);
+  params.batch = base.batch;
+  params.rows = static_cast<int>(s.dst.rows);
+  params.width = static_cast<int>(s.width);
+  params.eps = format::float_of_bits(s.eps_bits);
+  return params;
+}
+
+MlpParams mlp_of(const ProgramBase& base, const int64_t* operands) {
+  const auto s = format::read<format::Mlp>(operands);
+  return {mlp_input_of(base, operands), view_of(base, s.dst), base.weights_at(s.weight1_offset),
+          base.weights_at(s.bias1_offset), base.weights_at(s.weight2_offset), base.weights_or_null(s.bias2_offset),
+          padded_inputs(s.width), padded_inputs(s.hidden), static_cast<int>(s.hidden), static_cast<int>(s.outputs)};
+}
+
+// A sum of one part.
+SumNormParams sum_norm_of(const ProgramBase& base, const int64_t* operands) {
+  const auto s = format::read<format::SumNorm>(operands);
+  const auto part = format::read<format::SumPart>(format::parts_of_sum(operands));
+  const int64_t* terms = format::parts_of_sum(operands) + format::words_of<format::SumPart>;
+  SumNormParams params{};
+  params.count = static_cast<int>(part.adds);
+  params.minuses = static_cast<int>(part.minuses);
+  for (int64_t i = 0; i < part.adds + part.minuses; ++i)
+    params.sources[i] = view_of(base, format::source_of_sum(operands, terms[i]));
+  params.offset = base.weights_or_null(part.offset_offset);
+  params.offset_stride = part.offset_rows == 1 ? 0 : s.width;
+  params.sum = view_of(base, part.sum);
+  params.normed = view_of(base, part.normed);
+  params.batch = base.batch;
+  params.rows = static_cast<int>(format::rows_of_sum(operands));
+  params.width = static_cast<int>(s.width);
+  params.eps = format::float_of_bits(s.eps_bits);
+  return params;
+}
+
+class Steps {
+ public:
+  Steps(const ProgramRun& run, const ProgramBase& base, const Context& context)
+      : run_(run), base_(base), context_(context) {}
+
+  ProgramStatus launch_all() const {
+    ProgramStatus status{cudaSuccess, -1};
+    int64_t number = 0;
+    format::for_each_step(run_.program, [&](const format::Step& step) {
+      if (status.error == cudaSuccess) status = {launch_step(step), number};
+      ++number;
+    });
+    return status;
+  }
+
+ private:
+  cudaError_t launch_step(const format::Step& step) const {
+    using format::Op;
+    switch (step.op) {
+      case Op::linear: return linear(linear_of(base_, step.operands), context_);
+      case Op::sum_norm: return launch_sum(step);
+      case Op::attention: return attention(attention_of(base_, step.operands), context_);
+      case Op::qkv_attention: return qkv_attention(qkv_attention_of(base_, step.operands), context_);
+      case Op::apply_pattern: return apply_pattern(apply_pattern_of(base_, step.operands), context_);
+      case Op::patches: return patches(patches_of(base_, step.operands), context_);
+      case Op::mean_rows: return mean_rows(mean_rows_of(base_, step.operands), context_);
+      case Op::fill: return fill(fill_of(base_, step.operands), context_);
+      case Op::mlp: return launch_mlp(step);
+    }
+    return cudaErrorInvalidValue;
+  }
+
+  cudaError_t launch_mlp(const format::Step& step) const {
+    const auto s = format::read<format::Mlp>(step.operands);
+    return fits_by_value(s.adds, s.minuses) ? mlp(mlp_of(base_, step.operands), context_) : cudaErrorInvalidValue;
+  }
+
+  cudaError_t launch_sum(const format::Step& step) const {
+    const auto s = format::read<format::SumNorm>(step.operands);
+    const auto part = format::read<format::SumPart>(format::parts_of_sum(step.operands));
+    if (s.parts == 1 && fits_by_value(part.adds, part.minuses)) return sum_norm(sum_norm_of(base_, step.operands), context_);
+    SumStep sum{base_, sum_rows_of(step.operands)};
+    const int threads = base_.batch * sum.sum.rows < 4 * context_.multiprocessors ? 32 : most_sum_threads;
+    const Grid grid{sum_rows_tasks(base_.batch, sum.sum, threads), threads, 0};
+    sum.base.words = run_.device_words;
+    sum.sum.operands = run_.device_words + (step.operands - run_.program.data);
+    switch (context_.dtype) {
+      case Dtype::float16: return launch(sum_step_kernel<__half>, sum, grid, context_);
+      case Dtype::bfloat16: return launch(sum_step_kernel<__nv_bfloat16>, sum, grid, context_);
+      default: return launch(sum_step_kernel<float>, sum, grid, context_);
+    }
+  }
+
+  const ProgramRun& run_;
+  const ProgramBase& base_;
+  const Context& context_;
+};
+
+}  // namespace
+
+ProgramStatus run_program(const ProgramRun& run, How how, const Context& context) {
+  const ProgramBase base{run.program.data,
+                         static_cast<const unsigned char*>(run.images),
+                         static_cast<const unsigned char*>(run.weights),
+                         static_cast<unsigned char*>(run.arena),
+                         static_cast<unsigned char*>(run.result),
+                         run.batch,
+                         context.dtype == Dtype::float32 ? 4 : 2};
+  if (how == How::steps) return Steps(run, base, context).launch_all();
+  const bool old = context.level == Level::sm75 || context.dtype == Dtype::float32;
+  return (old ? launch_waves_sm75 : launch_waves_sm80)(run, base, how == How::persistent, context);
+}
+
+}  // namespace vitsparse::cuda

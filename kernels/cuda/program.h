@@ -1,0 +1,29 @@
+// Runs a compiled plan (kernels/common/program_format.h) over a batch of images.
+//   steps       a launch of the op's own kernel for each step: for batches that fill the device
+//   waves       a launch for each wave: a block is one task of any of its steps
+//   persistent  one launch stays for all waves, with a barrier of all blocks between them: for a single image
+#pragma once
+#include "kernels/common/program_format.h"
+#include "kernels/cuda/level.h"
+
+namespace vitsparse::cuda {
+
+enum class How : int { steps, waves, persistent };
+
+struct ProgramRun {
+  format::Words program;        // in host memory, validated for program_target and these weights
+  const int64_t* device_words;  // the same words in the device's memory
+  const void *images, *weights;
+  void *arena, *result;
+  uint32_t* barrier;  // one number, of any value; for persistent
+  int batch;          // batch times the rows of any slot is less than 2^30
+};
+
+struct ProgramStatus {
+  cudaError_t error;  // cudaErrorInvalidValue: `step` does not fit into the shared memory of a block
+  int64_t step;       // -1: none in particular
+};
+
+ProgramStatus run_program(const ProgramRun& run, How how, const Context& context);
+
+}  // namespace vitsparse::cuda

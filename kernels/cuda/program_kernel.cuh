@@ -1,0 +1,137 @@
+// One kernel for the steps of one wave, or of many waves with a barrier of all blocks between them.
+//
+// The host lists the steps of a launch (ProgramItem): where their words lie, and how many tasks they have. The tasks of a
+// wave, of all its steps one after the other, are dealt to the blocks in turn. Before a block runs a step one thread
+// reads its words into a record in shared memory, behind what the tasks use; for the first task after a barrier it does
+// so while the others wait, which hides two trips to memory.
+//
+// The barrier counts arrivals, and its number only grows: for the k-th barrier of a launch all blocks wait until it is
+// k times their number. The launch before has set it to zero.
+#pragma once
+#include "kernels/cuda/apply_pattern.cuh"
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/linear.cuh"
+#include "kernels/cuda/moves.cuh"
+#include "kernels/cuda/program_sum.cuh"
+#include "kernels/cuda/qkv_attention.cuh"
+
+namespace vitsparse::cuda {
+
+constexpr int program_threads = 256;
+constexpr int max_items = 480;  // what 4 KB of parameters hold
+
+struct ProgramItem {
+  uint32_t at : 29, small_tile : 1, last : 1;  // first word of the step; LinearTile; whether it is the last of its wave
+  int end;                                     // tasks of the wave up to and with this step
+};
+
+struct ProgramParams {
+  ProgramBase base;
+  uint32_t* barrier;      // for more than one wave
+  bool clears;            // the barrier, for the next launch
+  int count, record_at;   // items; bytes of shared memory before the record
+  ProgramItem items[max_items];
+};
+static_assert(sizeof(ProgramParams) <= 4096);
+
+// A step, ready to run.
+struct StepRecord {
+  format::Op op;
+  union {
+    LinearParams linear;
+    AttentionParams attention;
+    QkvAttentionParams qkv_attention;
+    ApplyPatternParams apply_pattern;
+    PatchesParams patches;
+    MeanRowsParams mean_rows;
+    FillParams fill;
+    SumRows sum;
+  };
+};
+
+__device__ inline void read_step(StepRecord& record, const ProgramBase& base, const int64_t* words) {
+  using format::Op;
+  const format::Step step = format::step_at(words);
+  record.op = step.op;
+  switch (step.op) {
+    case Op::linear: record.linear = linear_of(base, step.operands); break;
+    case Op::sum_norm: record.sum = sum_rows_of(step.operands); break;
+    case Op::attention: record.attention = attention_of(base, step.operands); break;
+    case Op::qkv_attention: record.qkv_attention = qkv_attention_of(base, step.operands); break;
+    case Op::apply_pattern: record.apply_pattern = apply_pattern_of(base, step.operands); break;
+    case Op::patches: record.patches = patches_of(base, step.operands); break;
+    case Op::mean_rows: record.mean_rows = mean_rows_of(base, step.operands); break;
+    case Op::fill: record.fill = fill_of(base, step.operands); break;
+    default: break;  // MLP: the host does not launch it
+  }
+}
+
+template <Level level, class T>
+__device__ __forceinline__ void run_task(const StepRecord& record, const ProgramBase& base, bool small_tile, int task) {
+  using format::Op;
+  switch (record.op) {
+    case Op::linear:
+      if (small_tile) return linear_task_of<level, T, false, SmallLinear>(record.linear, task);
+      return linear_task_of<level, T, false, MediumLinear>(record.linear, task);
+    case Op::sum_norm: return sum_rows_task<T>(base, record.sum, task);
+    case Op::attention:
+      if (record.attention.head_dim <= 32) return attention_task_of<level, T, 32>(record.attention, task);
+      return attention_task_of<level, T, 64>(record.attention, task);
+    case Op::qkv_attention:
+      if (record.qkv_attention.head_dim <= 32) return qkv_attention_task_of<level, T, 32, 1>(record.qkv_attention, task, false);
+      return qkv_attention_task_of<level, T, 64, 1>(record.qkv_attention, task, false);
+    case Op::apply_pattern: return apply_pattern_task<level, T>(record.apply_pattern, task);
+    case Op::patches: return patches_task<T>(record.patches, task);
+    case Op::mean_rows: return mean_rows_task<T>(record.mean_rows, task);
+    case Op::fill: return fill_task<T>(record.fill, task);
+    default: return;
+  }
+}
+
+// Waits until all blocks have arrived `times` times; meanwhile another thread of the block calls prepare().
+template <class Prepare>
+__device__ __forceinline__ void wait_for_all(uint32_t* barrier, uint32_t times, Prepare prepare) {
+  if (threadIdx.x == 0) add_release(barrier, 1);
+  if (threadIdx.x == 32) prepare();
+  if (threadIdx.x == 0) {
+    while (load_acquire(barrier) < times * gridDim.x) {}
+  }
+  __syncthreads();
+}
+
+// The item that `task` of the wave that begins with item `first` belongs to, searched from `item` on; -1: none.
+__device__ __forceinline__ int item_of(const ProgramParams& params, int item, int task) {
+  while (task >= params.items[item].end && !params.items[item].last) ++item;
+  return task < params.items[item].end ? item : -1;
+}
+
+template <Level level, class T>
+__global__ void __launch_bounds__(program_threads, 1) program_kernel(ProgramParams params) {
+  StepRecord& record = *reinterpret_cast<StepRecord*>(shared_memory() + params.record_at);
+  const auto read = [&](int item) { read_step(record, params.base, params.base.words + params.items[item].at); };
+  if (params.clears && blockIdx.x == 0 && threadIdx.x == 0) *params.barrier = 0;
+  int first = 0, ready = -1;  // item that the wave begins with; item that is in the record
+  for (uint32_t waves = 1;; ++waves) {
+    int task = blockIdx.x, item = item_of(params, first, task);
+    while (item >= 0) {
+      if (item != ready) {
+        if (threadIdx.x == 0) read(item);
+        __syncthreads();
+        ready = item;
+      }
+      const int before = item == first ? 0 : params.items[item - 1].end;
+      run_task<level, T>(record, params.base, params.items[item].small_tile, task - before);
+      __syncthreads();
+      task += gridDim.x;
+      item = item_of(params, item, task);
+    }
+    while (!params.items[first].last) ++first;
+    if (++first == params.count) return;
+    ready = item_of(params, first, blockIdx.x);
+    wait_for_all(params.barrier, waves, [&] {
+      if (ready >= 0) read(ready);
+    });
+  }
+}
+
+}  // namespace vitsparse::cuda
