@@ -24,6 +24,9 @@ constexpr int key_chunk = std::is_same_v<T, float> ? 16 : width == 128 ? 32 : 64
 template <class T>
 constexpr int left_scratch = std::is_same_v<T, float> ? 16 * padded<float>(16) : 0;
 
+// From one lane for all, so that the compiler knows that a warp does not part where this decides.
+__device__ __forceinline__ int warp_index() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0); }
+
 // Two numbers side by side in 32 bits.
 template <class T>
 __device__ __forceinline__ uint32_t pack_pair(float low, float high) {

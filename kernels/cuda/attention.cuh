@@ -54,19 +54,13 @@ struct HeadRows {
       : data(static_cast<T*>(view.data) + image * view.image_stride + column), stride(view.row_stride) {}
   __device__ bool aligned() const { return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % per_16_bytes<T> == 0; }
   __device__ T* row(int r) const { return data + r * stride; }
+  __device__ const T* row_before(int r, int end) const { return r < end ? row(r) : nullptr; }
 };
-
-// tile[r] = rows first + r, zeros beyond `end`; `count` rows.
-template <Level level, class T, int width>
-__device__ __forceinline__ void load_head(T* tile, const HeadRows<T>& head, int first, int count, int end, int head_dim) {
-  load_tile<level>(tile, padded<T>(width), count, width, head_dim, head.aligned(),
-                   [&](int r) { return first + r < end ? static_cast<const T*>(head.row(first + r)) : nullptr; });
-}
 
 template <Level level, class T, int width>
 __device__ __forceinline__ void attention_task_of(const AttentionParams& params, int task) {
   constexpr int chunk = key_chunk<T, width>, stride = padded<T>(width);
-  const int warps = attention_warps<T>(width, blockDim.x), warp = threadIdx.x / 32;
+  const int warps = attention_warps<T>(width, blockDim.x), warp = warp_index();
   const int groups = attention_groups<T>(params, blockDim.x), first = task % groups * 16 * warps;
   const int head = task / groups % params.heads, image = task / groups / params.heads;
   const int column = head * params.head_dim, rows = params.queries - first;
@@ -75,36 +69,41 @@ __device__ __forceinline__ void attention_task_of(const AttentionParams& params,
     return clear_rows(dst.row(first), dst.stride, rows < 16 * warps ? rows : 16 * warps, params.head_dim);
 
   const HeadRows<T> q(params.q, image, column), k(params.k, image, column), v(params.v, image, column);
-  const int resident = resident_keys<T>(params), chunks = ceil_div(params.keys, chunk);
+  const int resident = resident_keys<T>(params), chunks = ceil_div(params.keys, chunk), q_rows = 16 * warps;
   T* q_tile = reinterpret_cast<T*>(shared_memory());
-  T *k_tile = q_tile + 16 * warps * stride, *v_tile = k_tile + resident * stride;
+  T *k_tile = q_tile + q_rows * stride, *v_tile = k_tile + resident * stride;
   T* scratch = v_tile + resident * stride + warp * left_scratch<T>;
-  const auto load_chunk = [&](int c) {
-    if (c < chunks) {
-      const int live = params.keys - c * chunk, count = live < chunk ? round_up(live, 16) : chunk;
-      load_head<level, T, width>(k_tile + c % 2 * chunk * stride, k, c * chunk, count, params.keys, params.head_dim);
-      load_head<level, T, width>(v_tile + c % 2 * chunk * stride, v, c * chunk, count, params.keys, params.head_dim);
-    }
-    commit_copies<level>();
-  };
-  load_head<level, T, width>(q_tile, q, first, 16 * warps, params.queries, params.head_dim);
-  load_chunk(0);
-  load_chunk(1);
+  const bool aligned = q.aligned() && k.aligned() && v.aligned();
+  // Queries and the first two chunks in one go: they are one tile.
+  load_tile<level>(q_tile, stride, q_rows + 2 * resident, width, params.head_dim, aligned, [&](int r) {
+    if (r < q_rows) return q.row_before(first + r, params.queries);
+    return r < q_rows + resident ? k.row_before(r - q_rows, params.keys) : v.row_before(r - q_rows - resident, params.keys);
+  });
+  commit_copies<level>();
 
   const bool busy = warp < warps && 16 * warp < rows;
   const float factor = params.scale * log2_e;
   QueryRows<level, T, width> state;
   state.begin();
+  wait_copies<level, 0>();
   for (int c = 0; c < chunks; ++c) {
     wait_copies<level, 1>();
     __syncthreads();
+    const int at = c % 2 * chunk * stride, live = params.keys - c * chunk, next = (c + 2) * chunk;
     if (busy) {
       if (c == 0) state.load(q_tile + 16 * warp * stride);
-      const int at = c % 2 * chunk * stride, live = params.keys - c * chunk;
       state.add_keys(k_tile + at, v_tile + at, live < chunk ? live : chunk, factor, scratch);
     }
     __syncthreads();
-    load_chunk(c + 2);
+    if (next < params.keys) {
+      const auto load = [&](T* tile, const HeadRows<T>& head) {
+        load_tile<level>(tile, stride, chunk, width, params.head_dim, aligned,
+                         [&](int r) { return head.row_before(next + r, params.keys); });
+      };
+      load(k_tile + at, k);
+      load(v_tile + at, v);
+    }
+    commit_copies<level>();
   }
   if (busy) state.end(dst.row(first + 16 * warp), dst.stride, rows - 16 * warp, params.head_dim);
 }
@@ -119,7 +118,7 @@ __device__ __forceinline__ void attention_task(const AttentionParams& params, in
 }
 
 template <Level level, class T, int width>
-__global__ void __launch_bounds__(256) attention_kernel(AttentionParams params) {
+__global__ void __launch_bounds__(256, std::is_same_v<T, float> && width < 128 ? 2 : 1) attention_kernel(AttentionParams params) {
   attention_task_of<level, T, width>(params, blockIdx.x);
 }
 

@@ -48,85 +48,91 @@ __host__ __device__ bool qkv_attention_holds(const QkvAttentionParams& params, i
   return depth * width <= 64 && qkv_attention_shared<level, T>(params, threads) <= limit;  // registers, memory
 }
 
-// Brings slices of the inputs to shared memory: `x_rows` rows of the image, then the head's rows of the weight.
+// Brings slices of the inputs to shared memory: rows of the image, up to a multiple of 16, then the head's of the weight.
+// A thread has the same 16 of the 64 bytes of each of its rows: `most` of them at known places, and others found anew.
 template <Level level, class T, int width>
 struct QkvSlices {
-  static constexpr int slice = 64 / static_cast<int>(sizeof(T)), stride = padded<T>(slice);
-  static constexpr int vector = per_16_bytes<T>;
-  static constexpr int most = 8;  // vectors of a slice that a thread holds on sm75; what is left is copied late
+  static constexpr int slice = 64 / static_cast<int>(sizeof(T)), stride = padded<T>(slice), vector = per_16_bytes<T>;
+  static constexpr int most = 8;
 
-  const T *x, *weight;
-  int64_t x_stride, weight_stride, part_stride;
-  int tokens, x_rows, head_dim, inputs;
-  bool aligned, whole;  // whole: and each row is a number of whole vectors
+  const QkvAttentionParams& params;
+  const int image, head, x_rows, rows;
+  const T* from[most];  // in the next slice, of rows that are there
+  unsigned there = 0;   // bit j: the thread's j-th row is none of padding
+  int left;             // numbers from here to the end of a row
+  bool quick;           // 16 bytes at once
   uint4 held[level == Level::sm75 ? most : 1];
 
   __device__ QkvSlices(const QkvAttentionParams& params, int image, int head)
-      : x(static_cast<const T*>(params.src.data) + image * params.src.image_stride),
-        weight(static_cast<const T*>(params.weight) + int64_t{head} * params.head_dim * params.weight_stride),
-        x_stride(params.src.row_stride), weight_stride(params.weight_stride),
-        part_stride(int64_t{params.heads} * params.head_dim * params.weight_stride), tokens(params.tokens),
-        x_rows(round_up(params.tokens, 16)), head_dim(params.head_dim), inputs(params.inputs) {
-    const auto at = reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(weight);
-    aligned = at % 16 == 0 && (x_stride | weight_stride) % vector == 0;
-    whole = aligned && inputs % vector == 0;
-  }
-
-  __device__ __forceinline__ int size() const { return (x_rows + 3 * width) * stride; }
-
-  // Slice s begins on its way; on sm75 finish(), later, puts it where it belongs.
-  __device__ __forceinline__ void begin(T* stage, int s) {
-    if constexpr (level == Level::sm75) {
-      if (!whole) return;
+      : params(params), image(image), head(head), x_rows(round_up(params.tokens, 16)), rows(x_rows + 3 * width),
+        left(params.inputs - chunk()) {
+    const auto at = reinterpret_cast<uintptr_t>(source(0)) | reinterpret_cast<uintptr_t>(source(x_rows));
+    quick = at % 16 == 0 && (params.src.row_stride | params.weight_stride) % vector == 0 &&
+            (int64_t{params.heads} * params.head_dim * params.weight_stride) % vector == 0;
+    if (level == Level::sm75) quick = quick && params.inputs % vector == 0;
 #pragma unroll
-      for (int j = 0; j < most; ++j) {
-        const T* from = row_at(j) < x_rows + 3 * width ? source(row_at(j), s) : nullptr;
-        held[j] = from == nullptr ? make_uint4(0, 0, 0, 0) : *reinterpret_cast<const uint4*>(from);
-      }
-    } else {
-      copy_rows(stage, s, 0);
+    for (int j = 0; j < most; ++j) {
+      const T* row = row_at(j) < rows ? source(row_at(j)) : nullptr;
+      if (row != nullptr) there |= 1u << j;
+      from[j] = row != nullptr ? row + chunk() : source(0);
     }
   }
-  __device__ __forceinline__ void finish(T* stage, int s) {
+
+  __device__ __forceinline__ int size() const { return rows * stride; }
+
+  // The next slice begins on its way to `stage`; on sm75 finish(), later, puts it there.
+  __device__ __forceinline__ void begin(T* stage) {
+    if (quick) {
+      const int numbers = left < 0 ? 0 : left < vector ? left : vector;
+#pragma unroll
+      for (int j = 0; j < most; ++j) {
+        const int mine = there >> j & 1 ? numbers : 0;
+        if constexpr (level == Level::sm75) {
+          held[j] = mine == 0 ? make_uint4(0, 0, 0, 0) : *reinterpret_cast<const uint4*>(from[j]);
+        } else if (row_at(j) < rows) {
+          copy_16<level>(place(stage, j), from[j], mine * static_cast<int>(sizeof(T)));
+        }
+        from[j] += slice;
+      }
+    }
+    if (level != Level::sm75) copy_rest(stage);
+  }
+  __device__ __forceinline__ void finish(T* stage) {
     if constexpr (level == Level::sm75) {
 #pragma unroll
       for (int j = 0; j < most; ++j) {
-        if (whole && row_at(j) < x_rows + 3 * width) *reinterpret_cast<uint4*>(place(stage, j)) = held[j];
+        if (quick && row_at(j) < rows) *reinterpret_cast<uint4*>(place(stage, j)) = held[j];
       }
-      copy_rows(stage, s, whole ? most : 0);
+      copy_rest(stage);
     }
   }
 
  private:
-  // A thread has the same 16 of the 64 bytes of each of its rows.
   __device__ static int row_at(int j) { return (threadIdx.x + j * blockDim.x) / 4; }
   __device__ static int chunk() { return threadIdx.x % 4 * vector; }
   __device__ static T* place(T* stage, int j) { return stage + row_at(j) * stride + chunk(); }
 
-  // Of a thread's part of slice s; null for padding.
-  __device__ __forceinline__ const T* source(int row, int s) const {
-    const int k = s * slice + chunk();
-    if (k >= inputs) return nullptr;
-    if (row < x_rows) return row < tokens ? x + row * x_stride + k : nullptr;
+  // The beginning of a row; null for padding.
+  __device__ __forceinline__ const T* source(int row) const {
+    if (row < x_rows) {
+      const T* x = static_cast<const T*>(params.src.data) + image * params.src.image_stride;
+      return row < params.tokens ? x + row * params.src.row_stride : nullptr;
+    }
     const int part = (row - x_rows) / width, column = (row - x_rows) % width;
-    return column < head_dim ? weight + part * part_stride + column * weight_stride + k : nullptr;
+    const int64_t of_weight = (int64_t{part} * params.heads + head) * params.head_dim + column;
+    return column < params.head_dim ? static_cast<const T*>(params.weight) + of_weight * params.weight_stride : nullptr;
   }
 
-  // Its rows from the j-th on.
-  __device__ __forceinline__ void copy_rows(T* stage, int s, int j) const {
-    const int left = inputs - s * slice - chunk(), numbers = left < vector ? left : vector;
+  // What begin() did not copy; closes the slice.
+  __device__ __forceinline__ void copy_rest(T* stage) {
 #pragma unroll 1
-    for (; row_at(j) < x_rows + 3 * width; ++j) {
-      const T* from = source(row_at(j), s);
-      T* to = place(stage, j);
-      if (from == nullptr) {
-        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
-      } else if (aligned) {
-        copy_16<level>(to, from, numbers * static_cast<int>(sizeof(T)));
-      } else {
-        for (int i = 0; i < vector; ++i) to[i] = i < numbers ? from[i] : from_float<T>(0.f);
-      }
+    for (int j = quick ? most : 0; row_at(j) < rows; ++j) {
+      const T* row = source(row_at(j));
+      const int numbers = row == nullptr ? 0 : left;
+      for (int i = 0; i < vector; ++i)
+        place(stage, j)[i] = i < numbers ? row[params.inputs - left + i] : from_float<T>(0.f);
     }
+    left -= slice;
   }
 };
 
@@ -211,7 +217,7 @@ struct QkvHead {
 
   __device__ QkvHead(const QkvAttentionParams& params, int image, int head)
       : params(params), image(image), head(head), rows(round_up(params.tokens, 16)), tiles(rows / 16),
-        warp(threadIdx.x / 32), warps(blockDim.x / 32) {}
+        warp(warp_index()), warps(blockDim.x / 32) {}
 
   __device__ __forceinline__ int tile(int d) const { return warp + d * warps; }
 
@@ -238,7 +244,7 @@ struct QkvHead {
     const auto stage = [&](int s) { return ring + s % stages * slices.size(); };
 #pragma unroll
     for (int s = 0; s < stages - 1; ++s) {
-      if (s < count) slices.begin(stage(s), s), slices.finish(stage(s), s);
+      if (s < count) slices.begin(stage(s)), slices.finish(stage(s));
       commit_copies<level>();
     }
     begin();
@@ -246,7 +252,7 @@ struct QkvHead {
       wait_copies<level, stages - 2>();
       __syncthreads();  // slice s is there, and all are done with the one before
       const int next = s + stages - 1;
-      if (next < count) slices.begin(stage(next), next);
+      if (next < count) slices.begin(stage(next));
       commit_copies<level>();
       if (warp < tiles) {
         const T* x[depth];
@@ -254,7 +260,7 @@ struct QkvHead {
         for (int d = 0; d < depth; ++d) x[d] = stage(s) + 16 * (tile(d) < tiles ? tile(d) : warp) * slices.stride;
         QkvProduct<level, T, 3 * part, depth>::add(sums, x, stage(s) + rows * slices.stride, half);
       }
-      if (next < count) slices.finish(stage(next), next);
+      if (next < count) slices.finish(stage(next));
     }
     wait_copies<level, 0>();
     __syncthreads();  // the ring is free

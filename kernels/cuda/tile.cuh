@@ -19,19 +19,32 @@ __host__ __device__ constexpr int round_up(int a, int b) { return ceil_div(a, b)
 // are asynchronous from sm80 on (then commit_copies, wait_copies); else numbers are copied one by one, at once.
 template <Level level, class T, class Row>
 __device__ __forceinline__ void load_tile(T* tile, int stride, int rows, int columns, int valid, bool aligned, Row row) {
-  constexpr int vector = per_16_bytes<T>;
-  const int vectors = columns / vector;
-  for (int i = threadIdx.x; i < rows * vectors; i += blockDim.x) {
-    const int r = i / vectors, c = i % vectors * vector;
-    const T* from = row(r);
-    T* to = tile + r * stride + c;
-    const int numbers = from == nullptr || c >= valid ? 0 : valid - c < vector ? valid - c : vector;
-    if (numbers == 0) {
-      *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
-    } else if (aligned) {
-      copy_16<level>(to, from + c, numbers * static_cast<int>(sizeof(T)));
-    } else {
-      for (int j = 0; j < vector; ++j) to[j] = j < numbers ? from[c + j] : from_float<T>(0.f);
+  constexpr int vector = per_16_bytes<T>, together = level == Level::sm75 ? 4 : 1;
+  const int vectors = columns / vector, count = rows * vectors;
+  for (int first = threadIdx.x; first < count; first += together * blockDim.x) {
+    uint4 held[together];  // on sm75 a thread waits for memory once for all of these
+#pragma unroll
+    for (int pass = level == Level::sm75 ? 0 : 1; pass < 2; ++pass) {
+#pragma unroll
+      for (int j = 0; j < together; ++j) {
+        const int i = first + j * blockDim.x, r = i / vectors, c = i % vectors * vector;
+        if (i >= count) break;
+        const T* from = row(r);
+        T* to = tile + r * stride + c;
+        const int numbers = from == nullptr || c >= valid ? 0 : valid - c < vector ? valid - c : vector;
+        if (level == Level::sm75 && aligned && numbers == vector) {
+          if (pass == 0) held[j] = *reinterpret_cast<const uint4*>(from + c);
+          else *reinterpret_cast<uint4*>(to) = held[j];
+        } else if (pass == 0) {
+          continue;
+        } else if (numbers == 0) {
+          *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+        } else if (aligned) {
+          copy_16<level>(to, from + c, numbers * static_cast<int>(sizeof(T)));
+        } else {
+          for (int i = 0; i < vector; ++i) to[i] = i < numbers ? from[c + i] : from_float<T>(0.f);
+        }
+      }
     }
   }
 }
