@@ -44,6 +44,7 @@ int mlp_slices(const MlpParams& params, const Context& context) {
 }
 
 cudaError_t mlp(const MlpParams& params, const Context& context) {
+  if (!mlp_fits(params, context)) return cudaErrorInvalidValue;
   const MlpTile tile = params.slices > 1 ? MlpTile::small : best_tile(params, context);
   return (old_code(context) ? mlp_sm75 : mlp_sm80)(params, tile, context);
 }

@@ -1,6 +1,6 @@
 // The fused MLP: one tile of rows, and one slice of the hidden units, per task, by the 256 threads of a block.
 //
-//   mlp_task<level, T, half_sums>(params, tile, source, task)   task < mlp_tasks(params, tile); all 256 threads; ends synchronised
+//   mlp_task<level, T, half_sums, Shape>(params, source, task)  task < mlp_tasks(params, tile); all 256 threads; ends synchronised
 //     source(i) -> View of source i: first those that are added, then those that are taken away
 //   mlp_tasks(params, tile)                                     tasks of an MLP
 //   mlp_shared<level, T>(params, tile)                          bytes of shared memory that its tasks use, from the beginning
@@ -30,7 +30,6 @@ struct MlpShape {
   static constexpr int rows = rows_, warps_m = warps_m_, warps_n = 8 / warps_m;
   static constexpr int columns = 16 * warps_n;           // of each product at a time, and hidden units in a chunk
   static constexpr int m_tiles = rows / warps_m / 16;    // of 16 rows in one warp, which has 16 columns
-  static constexpr int outputs = mlp_parts * columns;
 };
 using LargeMlp = MlpShape<64, 2>;
 using MediumMlp = MlpShape<32, 1>;
@@ -179,26 +178,32 @@ struct MlpRing {
   }
 };
 
-// sums[16 * m_tiles x 16] += rows of a times the 16 rows of b from `column` on, along one stage of k.
+// Products along one stage of k: load() takes 16 * m_tiles rows into registers, and add() does sums[16 * m_tiles x 16] +=
+// these times the 16 rows of b from `column` on.
 template <Level level, class T, bool half_sums, int m_tiles>
 struct MlpProduct {
-  __device__ __forceinline__ static void add(float (&sums)[m_tiles][2][4], const T* a, int a_stride,
-                                             const unsigned char* b, int column) {
+  static constexpr int steps = mlp_depth<T> / 16;
+  using Left = uint32_t[steps][m_tiles][4];
+
+  __device__ __forceinline__ static void load(Left& left, const T* a, int a_stride) {
+#pragma unroll
+    for (int i = 0; i < steps * m_tiles; ++i)
+      Warp<level, T>::load_left(left[i / m_tiles][i % m_tiles], a + i % m_tiles * 16 * a_stride + i / m_tiles * 16, a_stride);
+  }
+
+  __device__ __forceinline__ static void add(float (&sums)[m_tiles][2][4], const Left& left, const unsigned char* b,
+                                             int column) {
     const int lane = threadIdx.x % 32, row = column + lane / 16 * 8 + lane % 8;
     uint32_t halves[m_tiles][2][2] = {};
 #pragma unroll
-    for (int k = 0; k < mlp_depth<T> / 16; ++k) {
-      uint32_t left[4], right[4];
+    for (int k = 0; k < steps; ++k) {
+      uint32_t right[4];
       load_matrices(right, b + mlp_place(row, 2 * k + lane / 8 % 2));
       const uint32_t columns[2][2] = {{right[0], right[1]}, {right[2], right[3]}};
 #pragma unroll
-      for (int m = 0; m < m_tiles; ++m) {
-        Warp<level, T>::load_left(left, a + m * 16 * a_stride + 16 * k, a_stride);
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          if constexpr (half_sums) TensorCore<level, T>::mma(halves[m][n], left, columns[n]);
-          else TensorCore<level, T>::mma(sums[m][n], left, columns[n]);
-        }
+      for (int i = 0; i < 2 * m_tiles; ++i) {
+        if constexpr (half_sums) TensorCore<level, T>::mma(halves[i / 2][i % 2], left[k][i / 2], columns[i % 2]);
+        else TensorCore<level, T>::mma(sums[i / 2][i % 2], left[k][i / 2], columns[i % 2]);
       }
     }
     if constexpr (half_sums) add_halves(sums, halves);
@@ -219,14 +224,18 @@ struct MlpProduct {
 // float32: the same sums in the same places, one multiply-add after the other.
 template <Level level, bool half_sums, int m_tiles>
 struct MlpProduct<level, float, half_sums, m_tiles> {
-  __device__ static void add(float (&sums)[m_tiles][2][4], const float* a, int a_stride, const unsigned char* b,
-                             int column) {
+  struct Left {
+    const float* rows;
+    int stride;
+  };
+  __device__ static void load(Left& left, const float* a, int a_stride) { left = {a, a_stride}; }
+  __device__ static void add(float (&sums)[m_tiles][2][4], const Left& left, const unsigned char* b, int column) {
     const auto weight = [=](int row, int k) { return reinterpret_cast<const float*>(b + mlp_place(row, k / 4))[k % 4]; };
 #pragma unroll
     for (int i = 0; i < 2 * m_tiles; ++i) {
       for_each_of_tile(i % 2, [&](int row, int n, int j) {
         for (int k = 0; k < mlp_depth<float>; ++k)
-          sums[i / 2][i % 2][j] += a[(16 * (i / 2) + row) * a_stride + k] * weight(column + n, k);
+          sums[i / 2][i % 2][j] += left.rows[(16 * (i / 2) + row) * left.stride + k] * weight(column + n, k);
       });
     }
   }
@@ -285,8 +294,12 @@ struct MlpBlock {
     for (int i = 0; i < 4; ++i) bias[i] = number_of(params.bias1, chunk + column + column_of(i / 2, i % 2), params.hidden);
     WarpSums sums = {};
 #pragma unroll 1
-    for (int k = 0; k < params.input.width; k += mlp_depth<T>)
-      Product::add(sums, normed + row * normed_stride + k, normed_stride, ring.next(), column);
+    for (int k = 0; k < params.input.width; k += mlp_depth<T>) {
+      const unsigned char* weight = ring.next();
+      typename Product::Left left;
+      Product::load(left, normed + row * normed_stride + k, normed_stride);
+      Product::add(sums, left, weight, column);
+    }
 #pragma unroll
     for (int i = 0; i < 4 * m_tiles; ++i) {
       const int m = i / 4, n = i / 2 % 2, low = i % 2, r = row + 16 * m + 8 * low + threadIdx.x % 32 / 4;
@@ -296,14 +309,18 @@ struct MlpBlock {
     }
   }
 
-  // What they give to the results.
+  // What they give to the results. A chunk of one stage is read once for all parts.
   __device__ __forceinline__ void contract(MlpRing<level, T, columns>& ring, WarpSums (&results)[mlp_parts]) const {
+    typename Product::Left left;
 #pragma unroll
     for (int part = 0; part < mlp_parts; ++part) {
       if (part * columns >= params.outputs) break;
 #pragma unroll 1
-      for (int k = 0; k < columns; k += mlp_depth<T>)
-        Product::add(results[part], hidden + row * hidden_stride + k, hidden_stride, ring.next(), column);
+      for (int k = 0; k < columns; k += mlp_depth<T>) {
+        const unsigned char* weight = ring.next();
+        if (part == 0 || columns > mlp_depth<T>) Product::load(left, hidden + row * hidden_stride + k, hidden_stride);
+        Product::add(results[part], left, weight, column);
+      }
     }
   }
 
@@ -342,7 +359,7 @@ struct MlpBlock {
 };
 
 template <Level level, class T, bool half_sums, class Shape, class Source>
-__device__ __forceinline__ void mlp_task_of(const MlpParams& params, Source source, int task) {
+__device__ __forceinline__ void mlp_task(const MlpParams& params, Source source, int task) {
   const MlpBlock<level, T, half_sums, Shape> block(params, task);
   MlpRing<level, T, Shape::columns> ring(params, block.slice);
   block.gather(source);
@@ -354,15 +371,6 @@ __device__ __forceinline__ void mlp_task_of(const MlpParams& params, Source sour
   }
   block.write(results);
   __syncthreads();
-}
-
-template <Level level, class T, bool half_sums, class Source>
-__device__ __forceinline__ void mlp_task(const MlpParams& params, MlpTile tile, Source source, int task) {
-  switch (tile) {
-    case MlpTile::large: return mlp_task_of<level, T, half_sums, LargeMlp>(params, source, task);
-    case MlpTile::medium: return mlp_task_of<level, T, half_sums, MediumMlp>(params, source, task);
-    default: return mlp_task_of<level, T, half_sums, SmallMlp>(params, source, task);
-  }
 }
 
 }  // namespace vitsparse::cuda

@@ -7,7 +7,7 @@ namespace vitsparse::cuda {
 
 template <Level level, class T, bool half_sums, class Shape>
 __global__ void __launch_bounds__(256, 1) mlp_kernel(MlpParams params) {
-  mlp_task_of<level, T, half_sums, Shape>(params, [&](int i) { return params.input.sources[i]; }, blockIdx.x);
+  mlp_task<level, T, half_sums, Shape>(params, [&](int i) { return params.input.sources[i]; }, blockIdx.x);
 }
 
 template <Level level, class T, bool half_sums>
