@@ -22,6 +22,8 @@ all=${SECONDS_ALL:-570}
 export PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 failed=0
 rows=$(mktemp -d)
+# Triton compiles for most of the time that tests take: several processes, where pytest-xdist is.
+workers=$("$python" -c 'import os, xdist; print("-n", max(1, min(8, os.cpu_count() // 2)))' 2> /dev/null) || workers=
 : > "$out/session.log"
 : > "$out/summary.txt"
 
@@ -53,7 +55,7 @@ sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-san
 
 part install 300 "$python" -m pip install --quiet --no-build-isolation --no-deps -e .
 part doctor 60 "$python" -m vitsparse doctor
-part tests 240 "$python" -m pytest -q -m gpu --record-gpu -p no:cacheprovider
+part tests 240 "$python" -m pytest -q -m gpu --record-gpu -p no:cacheprovider $workers
 if git diff --quiet -- kernels/verified_on_gpu.json 2> /dev/null; then
   echo "verified_on_gpu.json is as it was: not every test passed, or none was new" >> "$out/session.log"
 else

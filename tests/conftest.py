@@ -80,7 +80,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
     Fully: nothing was skipped but what "this GPU" is said to be too old or too new for.
     """
-    stats = session.config.pluginmanager.get_plugin("terminalreporter").stats
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:  # one of several processes; the one that started them has all reports
+        return
+    stats = reporter.stats
     skipped = [report.longrepr[2] for report in stats.get("skipped", ()) if isinstance(report, pytest.TestReport)]
     complete = exitstatus == 0 and stats.get("passed") and all("Skipped: this GPU" in reason for reason in skipped)
     if session.config.getoption("--record-gpu") and session.config.option.markexpr == "gpu" and complete:

@@ -96,9 +96,9 @@ def test_the_clock_of_a_real_card():
     wide, small = torch.randn(8192, 8192, device="cuda"), torch.randn(2**20, device="cuda")
     one, two = gpu.captured(lambda: wide @ wide), gpu.captured(lambda: wide @ wide @ wide)
     times = measure_rounds({"one": one, "two": two}, repeats=10, min_seconds=0, clock=gpu.CudaClock())
-    assert 1.5 < sorted(times["two"])[5] / sorted(times["one"])[5] < 2.5
+    assert 1.5 < min(times["two"]) / min(times["one"]) < 2.5
     add = gpu.captured(lambda: small + 1)
     cold = measure_rounds({"add": add}, repeats=20, min_seconds=0, clock=gpu.CudaClock())["add"]
     warm = measure_rounds({"add": add}, repeats=20, min_seconds=0, clock=gpu.CudaClock(cold=False, calls=20))["add"]
-    assert sorted(warm)[10] < sorted(cold)[10] * 1.1
+    assert min(warm) < min(cold) * 1.1
     assert gpu.gpu_facts()["gpu"] == torch.cuda.get_device_name()
