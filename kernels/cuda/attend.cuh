@@ -27,23 +27,31 @@ constexpr int left_scratch = std::is_same_v<T, float> ? 16 * padded<float>(16) :
 // From one lane for all, so that the compiler knows that a warp does not part where this decides.
 __device__ __forceinline__ int warp_index() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0); }
 
-// Two numbers side by side in 32 bits.
+// Two numbers of 16 bits side by side, by one conversion.
 template <class T>
 __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
-  const T pair[2] = {from_float<T>(low), from_float<T>(high)};
+  static_assert(sizeof(T) == 2);
   uint32_t packed;
-  memcpy(&packed, pair, 4);
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    memcpy(&packed, &pair, 4);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    memcpy(&packed, &pair, 4);
+  }
   return packed;
 }
 
 // Writes two neighbours; `together`: at an address where one instruction can.
 template <class T>
 __device__ __forceinline__ void store_pair(T* to, float low, float high, bool together) {
-  if (sizeof(T) == 2 && together) {
-    *reinterpret_cast<uint32_t*>(to) = pack_pair<T>(low, high);
-  } else {
-    to[0] = from_float<T>(low), to[1] = from_float<T>(high);
+  if constexpr (sizeof(T) == 2) {
+    if (together) {
+      *reinterpret_cast<uint32_t*>(to) = pack_pair<T>(low, high);
+      return;
+    }
   }
+  to[0] = from_float<T>(low), to[1] = from_float<T>(high);
 }
 
 // A 16 x 16 left factor of a warp, in registers.
