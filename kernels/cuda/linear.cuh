@@ -1,12 +1,14 @@
 // dst = activation(src W^T + bias) (+ dst): one tile of dst per task, by the 256 threads of a block.
 //
-//   linear_task<level, T, half_sums>(params, tile, task)   task < linear_tasks(params, tile); all 256 threads; ends synchronised
-//   linear_tasks(params, tile)                             tasks of a product
-//   linear_shared<level, T>(params, tile)                  bytes of shared memory that its tasks use, from the beginning
+//   linear_task_of<level, T, half_sums, Shape>(params, task)   all 256 threads, task < linear_tasks; ends synchronised
+//   linear_tasks(params, tile)                                 tasks of a product
+//   linear_shared<level, T>(params, tile)                      bytes of shared memory they use, from the beginning
 //
 // The rows of all images are one list. A slice of the inputs of both factors lies in shared memory in rows of 64 bytes,
 // one table of such rows per warp along k, and each warp multiplies 32 columns of its own table. Slices go round in a ring:
 // from sm80 on cp.async fills two slices ahead; on sm75 a thread holds the next slice in registers while it multiplies.
+// The small tile is for a single image, where latency rules: eight warps share 256 inputs, so that most products are one
+// slice or four.
 // Rows and columns beyond the end repeat the last one and are not written; inputs beyond the end are zero.
 // Sums are float; with half_sums those of 32 inputs add up in float16 first.
 #pragma once
@@ -359,15 +361,6 @@ __device__ __forceinline__ void linear_task_of(const LinearParams& params, int t
   __syncthreads();
   write_sums<T, Shape>(params, sums, row0, column0);
   __syncthreads();
-}
-
-template <Level level, class T, bool half_sums>
-__device__ __forceinline__ void linear_task(const LinearParams& params, LinearTile tile, int task) {
-  switch (tile) {
-    case LinearTile::large: return linear_task_of<level, T, half_sums, LargeLinear>(params, task);
-    case LinearTile::medium: return linear_task_of<level, T, half_sums, MediumLinear>(params, task);
-    case LinearTile::small: return linear_task_of<level, T, false, SmallLinear>(params, task);
-  }
 }
 
 // Two blocks on a multiprocessor, so that one multiplies while the other writes; where 128 registers are too few, one.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from tests.ops.kernels import error
 from vitsparse.backends import reference
+from vitsparse.errors import InputError
+from vitsparse.ops.checks import offered
 
-AT = [(75, torch.float16), (75, torch.float32), (80, torch.float16), (80, torch.bfloat16), (90, torch.float16)]
+AT = [(75, torch.float16), (75, torch.float32), (80, torch.float16), (80, torch.bfloat16), (90, torch.float16),
+      (90, torch.bfloat16)]
 # The tile follows from the shape and the number of multiprocessors (linear_tile in kernels/cuda/linear.cu): images,
 # tokens and outputs that lead to it with as many. A GPU, which has more of them, takes more images to reach the larger.
 TILES = {"large": (1, 3, 65, 200), "medium": (1, 2, 33, 70), "small": (500, 2, 17, 70)}
@@ -136,3 +140,21 @@ def test_what_does_not_fit_is_refused(ops_on):
         ops_on.linear(x, weight, None, "relu")
     with ops_on.at_level(75), pytest.raises(RuntimeError, match=r"bfloat16 needs compute capability 8\.0"):
         ops_on.linear(x.bfloat16(), weight.bfloat16(), None, "none")
+
+
+def test_what_a_device_is_offered(monkeypatch):
+    """Tensors on a GPU, without one."""
+    with FakeTensorMode():
+        tensors = {dtype: [torch.empty(2, 2, device="cuda", dtype=dtype)] for dtype in
+                   (torch.float16, torch.float32, torch.bfloat16, torch.float64)}
+    native = ("reference", "torch", "cuda", "triton")
+    for capability, bfloat16 in (((7, 5), ("reference", "torch")), ((8, 6), native)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert offered("linear", tensors[torch.float16]) == offered("linear", tensors[torch.float32]) == native
+        assert offered("linear", tensors[torch.bfloat16]) == bfloat16
+        assert offered("linear", tensors[torch.float64]) == ("reference", "torch")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(InputError, match=r"(?s)bfloat16 needs compute capability 8\.0.*found: 7\.5"):
+        offered("linear", tensors[torch.bfloat16], "cuda")
+    with pytest.raises(InputError, match="linear: device"):
+        offered("linear", [tensors[torch.float32][0], torch.empty(2, 2)])
