@@ -90,6 +90,13 @@ def _define_ops() -> None:
             torch.library.define(name.replace("::", "_emulated::"), str(overload._schema).removeprefix(name))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that needs the library waits for its build: only what the tests do themselves is timed."""
+    for item in items:
+        if {"emulated", "emulated_ops", "ops_on"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.timeout(300, func_only=True))
+
+
 @pytest.fixture(scope="session")
 def emulated() -> Any:
     """``torch.ops.vitsparse_emulated``, its library loaded."""
@@ -109,12 +116,12 @@ def load_emulated() -> Any:
 @contextmanager
 def _poisoned() -> Iterator[None]:
     """What torch allocates meanwhile begins as NaN (whole numbers: the largest)."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
 
 
 class Ops:

@@ -49,18 +49,26 @@ def run(ops, name: str, blocks: int = 1, shared_bytes: int = 4 * THREADS, seed: 
     x = torch.randn(blocks * THREADS)
     out, counter = torch.full_like(x, torch.nan), torch.zeros(1 + x.numel(), dtype=torch.int32)
     with ops.seed(seed):
-        ops.mistake(x, out, counter, name, shared_bytes)
+        ops.mistake(x, out, counter, name, blocks, shared_bytes)
     return x, out
 
 
-RIGHT = ["reverse<true>", "reverse_twice<true>", "reverse_copied<true>", "reverse_in_grid<Arrive::all>"]
+def warpgroup(slip: str) -> str:
+    return f"multiply_in_warpgroup<Slip::{slip}>"
+
+
+TILES = 128 * (64 + 128) + 1024
+RIGHT = ["reverse<true>", "reverse_twice<true>", "reverse_copied<true>", "swap_in_warp<true>",
+         "reverse_in_grid<Arrive::all>"]
+IN_GRIDS = [*(f"reverse_in_grid<Arrive::{arrive}>" for arrive in ("all", "not_all", "nobody")), "same_number_twice"]
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", RIGHT)
 def test_threads_that_wait_for_each_other(emulated_ops, name, seed):
-    x, out = run(emulated_ops, name, 3 if "grid" in name else 1, seed=seed)
-    assert torch.equal(out, x.flip(0) + ("twice" in name))
+    x, out = run(emulated_ops, name, 3 if name in IN_GRIDS else 1, seed=seed)
+    expected = x.view(-1, 2).flip(1).flatten() if "swap" in name else x.flip(0) + ("twice" in name)
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -72,23 +80,50 @@ def test_threads_that_wait_for_each_other(emulated_ops, name, seed):
     ("misaligned_matrix", r"load_matrices at .*byte 4 of 512 of shared memory is not aligned"),
     ("matrix_outside", r"byte 512 of 512 of shared memory is outside"),
     ("misaligned_vector", r"not aligned.*mistakes.cu:\d+"),
-    ("overrun<0>", r"block 0, thread \d+: "),
-    ("overrun<-1 - threads>", r"its shared memory"),
+    ("outside<threads>", r"thread \d+ writes byte 512 of 512 bytes of shared memory at mistakes.cu:\d+"),
+    ("outside<-1>", r"byte -4 of"),
     ("null_pointer", r"block 0, thread \d+: "),
     ("zero_division", r"division by zero"),
     ("index_out_of_bounds", r"index out of bounds at .*mistakes.cu:\d+"),
     ("endless_stack", r"stack is used up"),
+    ("reverse<false>", r"a race in shared memory.* mistakes.cu:\d+, and then.* mistakes.cu:\d+"),
+    ("reverse_twice<false>", r"a race in shared memory"),
+    ("swap_in_warp<false>", r"a race in shared memory"),
+    ("reverse_in_grid<Arrive::nobody>", r"a race in global memory, byte \d: block \d, thread \d+ writes at"),
+    ("same_number_twice", r"a race in global memory.*block 0.*block 1"),
     ("reverse_in_grid<Arrive::not_all>", r"(?s)deadlock.*load_acquire at .*mistakes.cu"),
 ])
 def test_faults_are_reported(emulated_ops, name, message):
     with pytest.raises(RuntimeError, match=message):
-        run(emulated_ops, name, blocks=3 if "grid" in name else 1)
+        run(emulated_ops, name, blocks=3 if name in IN_GRIDS else 1)
     run(emulated_ops, "reverse<true>")  # and the device goes on
 
 
-@pytest.mark.parametrize("name", ["uninitialised"])
+@pytest.mark.parametrize("seed", range(3))
+def test_products_of_warpgroups(emulated_ops, seed):
+    x, out = run(emulated_ops, warpgroup("none"), shared_bytes=TILES, seed=seed)
+    thread = torch.arange(THREADS)
+    assert torch.equal(out, x.half().float()[16 * (thread // 32) + thread % 32 // 4])
+
+
+@pytest.mark.parametrize(("slip", "message"), [
+    ("no_fence", r"writes at mistakes.cu:\d+ without fence_async_proxy\(\) before .* inlined at mistakes.cu:\d+"),
+    ("no_barrier", "a race in shared memory"),
+    ("absent", "product 0 of a warpgroup.* has other operands"),
+    ("misaligned", "a tile does not begin at a multiple of 1024"),
+])
+def test_faults_of_warpgroups(emulated_ops, slip, message):
+    with pytest.raises(RuntimeError, match=message):
+        run(emulated_ops, warpgroup(slip), shared_bytes=TILES)
+
+
+@pytest.mark.parametrize("name", ["uninitialised", "reverse_copied<false>"])
 def test_what_nobody_wrote_is_nan(emulated_ops, name):
     assert run(emulated_ops, name)[1].isnan().all()
+
+
+def test_sums_of_products_that_nobody_waited_for_are_nan(emulated_ops):
+    assert run(emulated_ops, warpgroup("too_early"), shared_bytes=TILES)[1].isnan().all()
 
 
 def test_launches_that_ask_for_too_much(emulated_ops):

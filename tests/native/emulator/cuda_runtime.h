@@ -73,7 +73,6 @@ struct Exchange {
 };
 void exchange(void* const (&lanes)[32]);
 void vote(void* const (&lanes)[32]);
-void meet(void* const (&lanes)[32]);
 
 inline void require_all_lanes(unsigned mask, Site site) {
   if (mask != all_lanes) fault("%s:%d: only warps of 32 threads with mask 0xffffffff are emulated", site.file, site.line);

@@ -59,12 +59,17 @@ void note(const void* kernel, const Launch& launch);
 using Operation = void (*)(void* const (&lanes)[32]);
 void together(Operation operation, const char* name, void* operand, Site site);
 void barrier(Site site);
-void let_others_run(Site site);  // before a load that waits for other threads
-void progress();                 // something that others may wait for has happened
+void meet(void* const (&lanes)[32]);       // __syncwarp: the one of them that orders what lanes write and read
+void meet_here(void* const (&lanes)[32]);  // orders nothing
+
+// ---- memory that all blocks share; a load lets others run first ----
+void add_release(uint32_t* counter, uint32_t value);
+uint32_t load_acquire(const uint32_t* counter, Site site);
 
 // ---- shared memory ----
 unsigned char* shared();
 void require_shared(const void* address, int bytes, int alignment, const char* what, Site site);
+void read_shared(const void* address, int bytes);  // notes it; plain reads and writes are noted by themselves
 void copy_later(void* to, const void* from, int bytes, Site site);  // 16 bytes, those from `bytes` on zero
 void commit_copies();
 void wait_for_copies(int open);

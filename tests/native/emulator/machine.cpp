@@ -1,9 +1,6 @@
 // Whose turn it is. See emulator.h.
 #include "machine.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -19,6 +16,8 @@ Machine machine;
 namespace {
 
 std::string fault_text;
+
+void progress() { machine.vain_rounds = 0; }  // something that others may wait for has happened
 
 uint32_t random_number() {  // xorshift
   auto& x = machine.random;
@@ -127,6 +126,9 @@ void release_barrier(Block& block) {
     block.warp[w].at_barrier = 0;
   }
   block.at_barrier = 0;
+  block.epoch = next_epoch();
+  std::swap(block.known, block.learnt);  // what one thread learnt, now all know; knowledge only grows
+  block.learnt = block.known;
   progress();
 }
 
@@ -135,6 +137,10 @@ void thread_main() {
   Lane& me = self();
   if (!me.copies.empty()) fault("block %u, thread %u ended before its copies to shared memory did (copy_16 at %s:%d)",
                                 me.block.x, me.index.x, me.copies[0].site.file, me.copies[0].site.line);
+  if (!me.open_sums.empty()) fault("block %u, thread %u ended before its products", me.block.x, me.index.x);
+  if (me.product_count && me.product_count != me.warp->block->products[me.index.x / 128].size())
+    fault("block %u, thread %u took part in %zu products of its warpgroup of %zu", me.block.x, me.index.x,
+          me.product_count, me.warp->block->products[me.index.x / 128].size());
   wait_at("ended", {"", 0});
   me.warp->ended |= me.bit;
   --machine.living;
@@ -146,8 +152,6 @@ void thread_main() {
 }
 
 }  // namespace
-
-void progress() { machine.vain_rounds = 0; }
 
 void together(Operation operation, const char* name, void* operand, Site site) {
   Lane& me = self();
@@ -164,6 +168,7 @@ void together(Operation operation, const char* name, void* operand, Site site) {
       fault("%s", text.c_str());
     }
     operation(warp.operands);
+    warp.epoch += operation == meet;
     warp.arrived = 0;
     warp.ready = ~0u;
     progress();
@@ -180,10 +185,18 @@ void barrier(Site site) {
   pass_on();
 }
 
-void let_others_run(Site site) {
+void add_release(uint32_t* counter, uint32_t value) {
+  release(counter);
+  *counter += value;
+  progress();
+}
+
+uint32_t load_acquire(const uint32_t* counter, Site site) {
   wait_at("load_acquire", site);
   self().warp->polling |= self().bit;
   pass_on();
+  acquire(counter);
+  return *counter;
 }
 
 const char* last_fault() { return fault_text.c_str(); }
@@ -210,14 +223,23 @@ void begin_block(Block& block, unsigned number, int slot) {
   block.memory.fill(machine.launch->shared_bytes);
   block.living = threads;
   block.at_barrier = 0;
+  block.number = number;
+  block.first_epoch = block.epoch = next_epoch();
+  block.touched.resize(block.memory.size / 2 + 1);
+  block.known.assign(machine.launch->cooperative ? machine.launch->blocks : 0, 0);
+  block.learnt = block.known;
+  block.products.clear();
   for (int t = 0; t < threads; ++t) {
     Warp& warp = block.warp[t / 32];
     Lane& lane = warp.lanes[t % 32];
-    if (t % 32 == 0) warp.ready = ~0u, warp.arrived = warp.at_barrier = warp.polling = warp.ended = 0;
+    if (t % 32 == 0) warp.ready = ~0u, warp.arrived = warp.at_barrier = warp.polling = warp.ended = warp.epoch = 0;
     lane.index = {static_cast<unsigned>(t), 0, 0};
     lane.block = {number, 0, 0};
     lane.copies.clear();
     lane.groups = 0;
+    lane.products.clear();
+    lane.open_sums.clear();
+    lane.product_count = lane.fences = lane.acquired = 0;
     prepare_fiber(lane.fiber, slot * threads + t, thread_main);
   }
   machine.living += threads;
@@ -244,13 +266,7 @@ bool run_threads() {
   current = &first;
   switch_fiber(machine.launcher, first.fiber);
   current = nullptr;
-  if (machine.failed) return false;
-  for (Block& block : machine.blocks) {
-    if (block.memory.intact()) continue;
-    fault_text = "a block wrote behind its shared memory";
-    return false;
-  }
-  return true;
+  return !machine.failed;
 }
 
 bool refused(const Launch& launch, const Device& device) {
@@ -259,7 +275,8 @@ bool refused(const Launch& launch, const Device& device) {
   char text[200] = "";
   if (launch.threads < 32 || launch.threads > 1024 || launch.threads % 32)
     std::snprintf(text, sizeof(text), "a launch of %d threads per block", launch.threads);
-  else if (launch.blocks < 0 || launch.shared_bytes < 0 || launch.shared_bytes > device.shared_limit)
+  else if (launch.blocks < 0 || launch.shared_bytes < 0 ||
+           launch.shared_bytes > std::min<int>(device.shared_limit, Memory::most))
     std::snprintf(text, sizeof(text), "a launch of %d blocks with %d bytes of shared memory, where %d is the limit",
                   launch.blocks, launch.shared_bytes, device.shared_limit);
   else if (launch.cooperative && launch.blocks > at_once)
@@ -277,6 +294,8 @@ bool run(const Launch& launch, const Device& device) {
   machine.launch = &launch;
   machine.random = (device.seed + 1) * 0x9e3779b97f4a7c15u;
   machine.failed = false;
+  machine.first_epoch = next_epoch();
+  forget_global();
   machine.living = machine.vain_rounds = 0;
   constexpr uint32_t moods[] = {2, 0, 16};  // a warp goes as far as it can; or leaves at every instruction
   machine.restlessness = moods[device.seed % 3];

@@ -1,16 +1,10 @@
 // Shared memory, and copies to it that land late.
-#include <sys/mman.h>
-
 #include <cstring>
-#include <new>
 
 #include "machine.h"
 
 namespace emulator {
 namespace {
-
-constexpr size_t page = 4096, most = 256 * 1024, alignment = 128;
-constexpr unsigned char canary = 0xc5;
 
 // NaN as float16, bfloat16, float32 and float64, and no sensible whole number.
 void poison(void* memory, size_t bytes) {
@@ -21,44 +15,19 @@ void poison(void* memory, size_t bytes) {
 
 Lane& self() { return *static_cast<Lane*>(current); }
 
-size_t behind(int size) { return (alignment - size % alignment) % alignment; }
-
 }  // namespace
 
-Memory::Memory(Memory&& other) noexcept : begin(other.begin), size(other.size), pages(other.pages) {
-  other.pages = nullptr;
-}
-
-Memory::~Memory() {
-  if (pages) munmap(pages, page + most + page);
-}
-
 void Memory::fill(int bytes) {
-  if (!pages) {
-    void* const memory = mmap(nullptr, page + most + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    pages = static_cast<unsigned char*>(memory);
-    size = -1;
-  }
-  const size_t gap = behind(bytes), room = (bytes + gap + page - 1) / page * page;
-  if (bytes != size) {  // the pages before and behind: not to be touched
-    mprotect(pages, page + most + page, PROT_NONE);
-    mprotect(pages + page + most - room, room, PROT_READ | PROT_WRITE);
-    size = bytes;
-  }
-  begin = pages + page + most - bytes - gap;
-  std::memset(pages + page + most - room, canary, room);
+  constexpr size_t twice = 2 * alignment;
+  room.resize(margin + twice + most + margin);
+  const auto from = reinterpret_cast<uintptr_t>(room.data()) + margin;
+  begin = reinterpret_cast<unsigned char*>(from / twice * twice + alignment);
+  size = bytes;
   poison(begin, bytes);
 }
 
-bool Memory::intact() const {
-  const size_t gap = behind(size), room = (size + gap + page - 1) / page * page;
-  const unsigned char *const end = pages + page + most, *const first = end - room;
-  for (const auto* p = first; p < begin; ++p)
-    if (*p != canary) return false;
-  for (const auto* p = begin + size; p < end; ++p)
-    if (*p != canary) return false;
-  return true;
+bool Memory::within_margins(const void* address) const {
+  return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(room.data()) < room.size();
 }
 
 unsigned char* shared() { return self().warp->block->memory.begin; }
@@ -74,12 +43,18 @@ void require_shared(const void* address, int bytes, int aligned_to, const char* 
           what, site.file, site.line, offset, memory.size, fault_of);
 }
 
-void copy_later(void* to, const void* from, int bytes, Site site) {
+__attribute__((noinline)) void read_shared(const void* address, int bytes) {
+  touched_shared(address, bytes, Touch::read, __builtin_return_address(0));
+}
+
+__attribute__((noinline)) void copy_later(void* to, const void* from, int bytes, Site site) {
   if (bytes < 0 || bytes > 16 || reinterpret_cast<uintptr_t>(from) % 16)
     fault("block %u, thread %u: copy_16 at %s:%d: %d bytes from %p", current->block.x, current->index.x, site.file,
           site.line, bytes, from);
+  const void* const code = __builtin_return_address(0);
+  touched_shared(to, 16, Touch::write, code);
   poison(to, 16);
-  self().copies.push_back({to, from, bytes, self().groups, site});
+  self().copies.push_back({to, from, code, bytes, self().groups, site});
 }
 
 void commit_copies() { ++self().groups; }
@@ -89,6 +64,7 @@ void wait_for_copies(int open) {
   size_t landed = 0;
   for (; landed < copies.size() && copies[landed].group < self().groups - open; ++landed) {
     const Copy& copy = copies[landed];
+    touched_shared(copy.to, 16, Touch::write, copy.code);
     std::memset(copy.to, 0, 16);
     std::memcpy(copy.to, copy.from, copy.bytes);
   }

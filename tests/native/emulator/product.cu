@@ -1,18 +1,11 @@
 // The tiles of kernels/cuda on the emulator, alone: out = a b^T or a b.
 
-#include "csrc/cuda/tensors.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/tile.cuh"
+#include "selftest.h"
 
 namespace vitsparse::cuda {
 namespace {
-
-// One block of 4 warps: up to 64 rows, 16 columns, any depth; ragged edges are masked. by_rows: b lies as [depth][columns].
-struct ProductParams {
-  View a, b, out;
-  int rows, columns, depth;
-  bool aligned, half_sums;
-};
 
 constexpr int slice = 64;
 
@@ -68,41 +61,21 @@ __global__ void product_kernel(ProductParams p) {
 }
 
 template <Level level, class T>
-cudaError_t product(const ProductParams& params, bool by_rows, const Context& context) {
+cudaError_t run(const ProductParams& params, bool by_rows, const Context& context) {
   const int bytes = (64 + 64) * padded<T>(slice) * static_cast<int>(sizeof(T));
   return launch(by_rows ? product_kernel<level, T, true> : product_kernel<level, T, false>, params, {1, 128, bytes}, context);
 }
 
 }  // namespace
-}  // namespace vitsparse::cuda
 
-namespace {
-
-using namespace vitsparse;
-using torch::stable::Tensor;
-
-// a [rows, depth], b [columns, depth] (by_rows: [depth, columns]), out float32 [rows, columns]
-void product(const Tensor& a, const Tensor& b, Tensor out, bool by_rows, bool aligned) {
-  cuda::Context context = binding::context_of(a);
-  const auto view = [](const Tensor& x) { return cuda::View{x.mutable_data_ptr(), 0, x.stride(0)}; };
-  const cuda::ProductParams params{view(a), view(b), view(out), static_cast<int>(a.size(0)), static_cast<int>(out.size(1)),
-                                   static_cast<int>(a.size(1)), aligned, context.half_accumulate};
-  using cuda::Level;
-  const bool old = context.level == Level::sm75;
+cudaError_t product(const ProductParams& params, bool by_rows, const Context& context) {
   switch (context.dtype) {
-    case cuda::Dtype::float32:
-      return binding::check(cuda::product<Level::sm75, float>(params, by_rows, context), "product");
-    case cuda::Dtype::float16:
-      return binding::check((old ? cuda::product<Level::sm75, __half> : cuda::product<Level::sm80, __half>)(
-                                params, by_rows, context), "product");
-    default:
-      return binding::check(cuda::product<Level::sm80, __nv_bfloat16>(params, by_rows, context), "product");
+    case Dtype::float32: return run<Level::sm75, float>(params, by_rows, context);
+    case Dtype::bfloat16: return run<Level::sm80, __nv_bfloat16>(params, by_rows, context);
+    default: break;
   }
+  if (context.level == Level::sm75) return run<Level::sm75, __half>(params, by_rows, context);
+  return run<Level::sm80, __half>(params, by_rows, context);
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_FRAGMENT(vitsparse_emulated, m) {
-  m.def("product(Tensor a, Tensor b, Tensor(a!) out, bool by_rows, bool aligned) -> ()");
-}
-VITSPARSE_REGISTER_CUDA(m) { m.impl("product", TORCH_BOX(&product)); }
+}  // namespace vitsparse::cuda

@@ -134,5 +134,6 @@ void vote(void* const (&lanes)[32]) {
 }
 
 void meet(void* const (&)[32]) {}
+void meet_here(void* const (&)[32]) {}
 
 }  // namespace emulator

@@ -54,11 +54,13 @@ struct TensorCore<Level::sm80, __nv_bfloat16> {
 
 inline void load_matrices(uint32_t (&r)[4], const void* row, Site site = Site::here()) {
   emulator::require_shared(row, 16, 16, "load_matrices", site);
+  emulator::read_shared(row, 16);
   emulator::Matrices operand{r, row};
   emulator::together(emulator::load_matrices, "load_matrices", &operand, site);
 }
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row, Site site = Site::here()) {
   emulator::require_shared(row, 16, 16, "load_matrices_transposed", site);
+  emulator::read_shared(row, 16);
   emulator::Matrices operand{r, row};
   emulator::together(emulator::load_matrices_transposed, "load_matrices_transposed", &operand, site);
 }
@@ -83,13 +85,9 @@ inline void wait_copies() {
 
 inline float exp2_fast(float x) { return x < -126.f ? 0.f : exp2f(x); }
 
-inline void add_release(uint32_t* counter, uint32_t value) {
-  *counter += value;
-  emulator::progress();
-}
+using emulator::add_release;
 inline uint32_t load_acquire(const uint32_t* counter, Site site = Site::here()) {
-  emulator::let_others_run(site);
-  return *counter;
+  return emulator::load_acquire(counter, site);
 }
 
 }  // namespace vitsparse::cuda
