@@ -23,10 +23,12 @@ Tensor attention(const Tensor& queries, const Tensor& keys, const Tensor& values
                   " columns, found ", width / heads);
   const Tensor out = torch::stable::new_empty(q, {images, q.size(1), width});
   if (out.numel() == 0) return out;
+  size_of(images * heads, "heads of all images");
   const auto keep = checked_keep(head_keep, q, images, heads);
   const cuda::AttentionParams params{view_of(q), view_of(out), view_of(k), view_of(v), bytes_of(keep),
-                                     size_of(images, "images"), size_of(heads, "heads"), size_of(width / heads, "columns"),
-                                     size_of(q.size(1), "queries"), size_of(k.size(1), "keys"), static_cast<float>(scale)};
+                                     size_of(images, "images"), size_of(heads, "heads"),
+                                     size_of(width / heads, "columns"), size_of(q.size(1), "queries"),
+                                     size_of(k.size(1), "keys"), static_cast<float>(scale)};
   check(cuda::attention(params, context_of(q)), "attention");
   return out;
 }

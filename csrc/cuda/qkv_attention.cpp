@@ -37,6 +37,7 @@ Tensor qkv_attention(const Tensor& input, const Tensor& weight, const std::optio
   STD_TORCH_CHECK(!b || b->size(0) == 3 * width, "bias: expected [", 3 * width, "]");
   const Tensor out = torch::stable::new_empty(x, {images, tokens, width});
   if (out.numel() == 0) return out;
+  size_of(images * heads, "heads of all images");
   const auto keep = checked_keep(head_keep, x, images, heads);
   const cuda::QkvAttentionParams params{view_of(x), view_of(out), w.const_data_ptr(), w.stride(0), data_or_null(b),
                                         bytes_of(keep), size_of(images, "images"), size_of(heads, "heads"),

@@ -202,7 +202,8 @@ struct QueryRows {
 // Zeros in place of a head that an image does not keep; all threads of the block together.
 template <class T>
 __device__ void clear_rows(T* dst, int64_t stride, int rows, int columns) {
-  for (int i = threadIdx.x; i < rows * columns; i += blockDim.x) dst[i / columns * stride + i % columns] = from_float<T>(0.f);
+  for (int i = threadIdx.x; i < rows * columns; i += blockDim.x)
+    dst[i / columns * stride + i % columns] = from_float<T>(0.f);
 }
 
 }  // namespace vitsparse::cuda

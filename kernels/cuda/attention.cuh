@@ -4,8 +4,8 @@
 //   attention_shared<T>(params, threads)    bytes of shared memory that a task needs
 //   attention_task<level, T>(params, task)  by all threads of a block: a multiple of 32 up to 256; head_dim up to 128
 //
-// Keys and values pass through two tiles of at most 64 rows: while one is worked on the other is filled (from sm80 on; on
-// sm75 other blocks of the multiprocessor fill the gap). Up to 128 keys, of heads up to 64, are there at once. Any number of keys works.
+// Keys and values pass through two tiles of at most 64 rows, so any number of them works: while one is worked on the other
+// is filled (on sm75 other blocks of the multiprocessor fill the gap). 128 keys, of heads up to 64, are all there at once.
 #pragma once
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/attention.h"
@@ -118,7 +118,8 @@ __device__ __forceinline__ void attention_task(const AttentionParams& params, in
 }
 
 template <Level level, class T, int width>
-__global__ void __launch_bounds__(256, std::is_same_v<T, float> && width < 128 ? 2 : 1) attention_kernel(AttentionParams params) {
+__global__ void __launch_bounds__(256, std::is_same_v<T, float> && width < 128 ? 2 : 1)
+attention_kernel(AttentionParams params) {
   attention_task_of<level, T, width>(params, blockIdx.x);
 }
 

@@ -136,7 +136,7 @@ struct QkvSlices {
   }
 };
 
-// The products of a slice: sums[d] += 16 rows of x, `x_step` numbers apart for each d, times `tiles` * 8 rows of w.
+// The products of a slice: sums[d] += the 16 rows x[d] times 8 * tiles rows of w.
 template <Level level, class T, int tiles, int depth>
 struct QkvProduct {
   static constexpr int stride = padded<T>(32);
@@ -171,7 +171,8 @@ struct QkvProduct {
     load_matrices(right, w + (8 * (n + lane / 16) + lane % 8) * stride + 16 * k + 8 * (lane / 8 % 2));
   }
 
-  __device__ __forceinline__ static void add_halves(Sums<tiles> (&sums)[depth], const uint32_t (&left)[depth][2][4], const T* w) {
+  __device__ __forceinline__ static void add_halves(Sums<tiles> (&sums)[depth], const uint32_t (&left)[depth][2][4],
+                                                    const T* w) {
 #pragma unroll
     for (int n = 0; n < tiles; n += 2) {
       uint32_t part[depth][2][2] = {};
@@ -272,7 +273,8 @@ struct QkvHead {
     for (int n = 0; n < part; ++n)
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        store_pair(to + (lane / 4 + 8 * r) * stride + 8 * n + 2 * (lane % 4), from[first + n][2 * r], from[first + n][2 * r + 1], true);
+        store_pair(to + (lane / 4 + 8 * r) * stride + 8 * n + 2 * (lane % 4), from[first + n][2 * r],
+                   from[first + n][2 * r + 1], true);
   }
 
   __device__ __forceinline__ void attend() {
@@ -299,7 +301,8 @@ struct QkvHead {
       state[d].begin();
       for (int first = 0; first < params.tokens; first += chunk) {
         const int left = params.tokens - first;
-        state[d].add_keys(k + first * stride, v + first * stride, left < chunk ? left : chunk, params.scale * log2_e, scratch);
+        state[d].add_keys(k + first * stride, v + first * stride, left < chunk ? left : chunk, params.scale * log2_e,
+                          scratch);
       }
       state[d].end(dst + 16 * tile(d) * params.dst.row_stride, params.dst.row_stride, params.tokens - 16 * tile(d),
                    params.head_dim);
