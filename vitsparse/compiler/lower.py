@@ -76,7 +76,7 @@ class _Blob:
 
     def add(self, values: Tensor | np.ndarray) -> int:
         """Append and return the offset."""
-        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+        array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
         array = np.ascontiguousarray(array, dtype=np.float32).ravel()
         offset = self._size
         padded = -len(array) % ALIGN
@@ -155,8 +155,8 @@ class _Lowering:
 
     def embed(self, step: Embed) -> None:
         """Class token: a constant row. Patches: cut out, then one product with the position as a bias per token."""
-        bias, first, last = self.parameters["patch_embed.proj.bias"], *step.out.rows
-        positions = self.parameters["pos_embed"][0] if step.positions else bias.new_zeros(last, len(bias))
+        bias, first, last = self.parameters["patch_embed.proj.bias"].double(), *step.out.rows
+        positions = self.parameters["pos_embed"][0].double() if step.positions else bias.new_zeros(last, len(bias))
         if first == 0:
             class_row = class_token_of(self.parameters, step)[0] + positions[:1]
             self._fill(class_row, View(step.out.name, (0, 1), step.out.cols))

@@ -44,9 +44,9 @@ def follow_torch() -> None:
 def usual_way(backend: str, images: Tensor, compiled: Compiled | Packed) -> str:
     """The way that is likely best without trying: by whether the rows of an MLP fill the device."""
     rows = len(images) * compiled.plan("logits", "gpu").config.num_tokens
-    if rows >= ROWS_PER_BLOCK * multiprocessors(images.device):
-        return "fused"
-    return "waves" if backend == "cuda" else "steps"
+    if rows < ROWS_PER_BLOCK * multiprocessors(images.device):
+        return "waves" if backend == "cuda" else "steps"
+    return "steps" if capability(images.device) >= (9, 0) else "fused"  # separate products have wgmma there
 
 
 def check_images(images: Tensor, like: Tensor, backend: str) -> None:
@@ -65,6 +65,12 @@ def _kind(tensor: Tensor) -> str:
 def multiprocessors(device: torch.device) -> int:
     """Of a GPU; 1 for what only pretends to be one."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU; (0, 0) for what only pretends to be one."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @functools.cache

@@ -17,6 +17,8 @@ from ..steps import Attention, Linear, Step, SumNorm, View
 
 MOST_GATHERED = 4
 """Values that the blocks of a product may add up each for themselves."""
+MOST_OUTPUTS = 256
+"""Of an MLP in one kernel: the sums of a tile of rows stay in registers (kernels/cuda/mlp.h)."""
 
 
 def fuse_attention(plan: Plan) -> Plan:
@@ -84,7 +86,8 @@ def _front_of(step: Linear, private: set[str], writer: dict[str, Step]) -> tuple
             or up.scale or up.out != step.source or step.accumulate or step.activation != "none" or step.norm):
         return None
     front = writer.get(up.source.name)
-    fits = up.source.name in private and isinstance(front, SumNorm) and front.normed == up.source
+    fits = (up.source.name in private and isinstance(front, SumNorm) and front.normed == up.source
+            and step.out.width <= MOST_OUTPUTS)
     return (front, up) if fits else None  # type: ignore[return-value]
 
 
