@@ -77,7 +77,7 @@ def _tiles(*sizes: tuple[int, int, int, int]) -> tuple[tune.Tiles, ...]:
 
 
 TILES = _tiles((16, 64, 1, 2), (16, 32, 1, 2), (32, 64, 2, 2), (32, 32, 2, 2), (64, 64, 4, 2), (64, 32, 4, 3))
-WIDE_TILES = _tiles((16, 32, 2, 2), (16, 64, 4, 2), (32, 32, 4, 2), (64, 16, 8, 2))  # of heads wider than 64
+WIDE_TILES = _tiles((16, 32, 2, 2), (16, 64, 4, 2), (32, 32, 4, 2))  # of heads wider than 64
 EXACT_TILES = _tiles((16, 16, 4, 1))  # float32 is for checking
 
 

@@ -86,10 +86,11 @@ def project(
     b_q, b_k, b_v = bias_ptr + column, bias_ptr + width + column, bias_ptr + 2 * width + column
     q, key = add_bias(q, b_q, real, HAS_BIAS, dtype), add_bias(key, b_k, real, HAS_BIAS, dtype)
     value = add_bias(value, b_v, real, HAS_BIAS, dtype)
-    if TAIL == 0:
+    if TAIL > 0:
+        q_rest, key_rest = add_bias(q_rest, b_q, real, HAS_BIAS, dtype), add_bias(key_rest, b_k, real, HAS_BIAS, dtype)
+        return q, key, value, q_rest, key_rest, add_bias(value_rest, b_v, real, HAS_BIAS, dtype)
+    else:
         return q, key, value, q, key, value
-    q_rest, key_rest = add_bias(q_rest, b_q, real, HAS_BIAS, dtype), add_bias(key_rest, b_k, real, HAS_BIAS, dtype)
-    return q, key, value, q_rest, key_rest, add_bias(value_rest, b_v, real, HAS_BIAS, dtype)
 
 
 @triton.jit

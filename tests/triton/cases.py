@@ -96,6 +96,8 @@ def aot_cases() -> Iterator[Case]:
     yield attention(2, 65, 65, 2, 128, keep=True)
     yield qkv_attention(2, 65, 256, 8, 32)
     yield qkv_attention(2, 65, 256, 4, 64, keep=True)
+    yield qkv_attention(2, 64, 256, 8, 32)
+    yield qkv_attention(2, 96, 256, 2, 64)
     yield qkv_attention(2, 145, 256, 4, 32)
     yield mlp((2, 65), 256, 1024, 256, senders=3)
     yield mlp((2, 65), 384, 1536, 384)
