@@ -120,6 +120,22 @@ def test_of_several_ways_the_fastest_is_kept(sparse, recorded, monkeypatch):
         assert Captured(sparse, IMAGES, "fair").how == "fair"
 
 
+def test_ways_that_cannot_be_recorded_are_passed_over(sparse, recorded, monkeypatch):
+    monkeypatch.setattr(type(sparse), "ways", lambda self, images: dict.fromkeys(("too big", "fits"), self))
+    pretend = capture.record
+
+    def refuse(run, images, how):
+        if how == "too big":
+            raise InputError("it does not fit", where=how)
+        return pretend(run, images, how)
+
+    monkeypatch.setattr(capture, "record", refuse)
+    with torch.no_grad():
+        assert Captured(sparse, IMAGES).how == "fits"
+        with pytest.raises(InputError, match="it does not fit"):
+            Captured(sparse, IMAGES, "too big")
+
+
 def test_bad_arguments(sparse, recorded):
     with pytest.raises(InputError, match="expected: auto or steps"):
         Captured(sparse, IMAGES, "waves")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from .sparse_vit import SparseViT
 
+logger = logging.getLogger("vitsparse")
 WARM_UP = 3
 """Runs before recording: memory is reserved, Triton compiles and tunes, and none of it may happen while recording."""
 TRIAL_SECONDS = 0.02
@@ -103,8 +105,20 @@ class Captured:
         ways = self._model.ways(images)
         names = list(ways) if self._wanted == "auto" else [self._wanted]
         with torch.cuda.device(images.device), torch.no_grad():
-            recordings = [record(ways[name], images, name) for name in names]
+            found: list[Recording | InputError] = [_attempt(ways[name], images, name) for name in names]
+            recordings = [each for each in found if isinstance(each, Recording)]
+            if not recordings:
+                raise found[0]  # type: ignore[misc]
             return recordings[0] if len(recordings) == 1 else min(recordings, key=_milliseconds)
+
+
+def _attempt(run: Callable[[Tensor], Tensor], images: Tensor, how: str) -> Recording | InputError:
+    """A recording, or why there is none: of several ways, one may not fit the device."""
+    try:
+        return record(run, images, how)
+    except InputError as error:
+        logger.info("not recorded as %s: %s", how, error)
+        return error
 
 
 def record(run: Callable[[Tensor], Tensor], images: Tensor, how: str) -> Recording:

@@ -13,10 +13,12 @@ from types import UnionType
 
 from ..joined_steps import Mlp, NormLinear, QkvAttention
 from ..plan import Plan
-from ..steps import Attention, Linear, Step, SumNorm, View
+from ..steps import Attention, Linear, Step, SumNorm, View, length
 
 MOST_GATHERED = 4
 """Values that the blocks of a product may add up each for themselves."""
+MOST_TOKENS, MOST_HEAD_DIM = 128, 64
+"""Of an attention in one kernel: keys and values of a head stay in shared memory, sums in registers."""
 MOST_OUTPUTS = 256
 """Of an MLP in one kernel: the sums of a tile of rows stay in registers (kernels/cuda/mlp.h)."""
 
@@ -71,13 +73,13 @@ def _privates(plan: Plan) -> set[str]:
 
 
 def _qkv_of(step: Attention, private: set[str], writer: dict[str, Step]) -> Linear | None:
-    width = step.out.width
-    whole = step.q.name in private and step.q.name == step.k.name == step.v.name
     qkv = writer.get(step.q.name)
-    if not whole or not isinstance(qkv, Linear) or qkv.accumulate or qkv.scale or qkv.activation != "none":
+    if step.q.name not in private or not isinstance(qkv, Linear) or length(step.k.rows) > MOST_TOKENS:
         return None
+    plain = not (qkv.accumulate or qkv.scale) and qkv.activation == "none" and step.head_dim <= MOST_HEAD_DIM
+    width = step.out.width
     thirds = tuple(View(step.q.name, qkv.out.rows, (part * width, (part + 1) * width)) for part in range(3))
-    return qkv if step.reads == thirds and qkv.out.width == 3 * width else None
+    return qkv if plain and step.reads == thirds and qkv.out.width == 3 * width else None
 
 
 def _front_of(step: Linear, private: set[str], writer: dict[str, Step]) -> tuple[SumNorm, Linear] | None:
