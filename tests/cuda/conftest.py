@@ -11,8 +11,10 @@ sources of kernels/cuda and csrc/cuda, compiled for this processor) and, under `
 
 ``ops_on.X`` is ``torch.ops.vitsparse.X`` or its emulated twin; whatever it allocates begins as NaN. Settings are
 context managers: ``at_level(75)``, ``half_accumulate()``; and, without meaning on a GPU, ``seed(n)`` (of the order of
-threads: n % 3 is the temper of the schedule), ``shared_limit(bytes)``, ``multiprocessors(n)``. A fault of a kernel is a
-RuntimeError that says which threads were where. ``emulated_ops`` is the emulated device alone.
+threads: n % 3 is the temper of the schedule), ``shared_limit(bytes)``, ``multiprocessors(n)``, ``seconds(n)`` (of a
+launch). A fault of a kernel is a RuntimeError that says which threads were where: threads that wait at different places
+or forever, races, addresses that are not aligned or outside of shared memory or of a tensor, launches without end.
+``emulated_ops`` is the emulated device alone.
 
 The library is built once per session, incrementally, in build/emulated. VITSPARSE_EMULATE=linear,sum_norm compiles the
 sources of these ops alone, in a folder of its own.
@@ -35,13 +37,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import vitsparse.ops
 from vitsparse.ops.cuda_level import using_cuda_level, using_half_accumulation
 
 SOURCES = Path(__file__).resolve().parent.parent / "native" / "emulator"
 TORCH = Path(torch.__file__).resolve().parent
-DEFAULTS = {"level": 80, "half_accumulate": False, "multiprocessors": 4, "shared_limit": 99 * 1024, "seed": 0}
+DEFAULTS = {"level": 80, "half_accumulate": False, "multiprocessors": 4, "shared_limit": 99 * 1024, "seed": 0,
+            "seconds": 60}
 
 
 def _why_not_emulated() -> str:
@@ -124,6 +128,20 @@ def _poisoned() -> Iterator[None]:
         torch.set_deterministic_debug_mode(before)
 
 
+def _copied(value: Any, storages: dict[int, tuple[Tensor, Tensor]]) -> Any:
+    """The same tensors on copies of their memory; ``storages``: bytes and copied bytes, by address."""
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(part, storages) for part in value)
+    if not isinstance(value, Tensor) or not value.numel():
+        return value
+    storage = value.untyped_storage()
+    if storage.data_ptr() not in storages:
+        original = torch.empty(0, dtype=torch.uint8).set_(storage)
+        storages[storage.data_ptr()] = original, original.clone()
+    copy = storages[storage.data_ptr()][1].untyped_storage()
+    return torch.empty(0, dtype=value.dtype).set_(copy, value.storage_offset(), value.shape, value.stride())
+
+
 class Ops:
     """Ops of one kind of device; see the head of this file."""
 
@@ -136,9 +154,24 @@ class Ops:
         op = getattr(self.ops, name)
 
         def call(*arguments: Any) -> Any:
-            with _poisoned():
-                return op(*arguments)
+            with _poisoned(), self._fenced(arguments) as inside:
+                return op(*inside)
         return call
+
+    @contextmanager
+    def _fenced(self, arguments: Any) -> Iterator[Any]:
+        """The arguments in memory that ends with the tensors (fence.cpp), and what was written there copied back."""
+        if not self.emulated:
+            yield arguments
+            return
+        self.ops.fence(True)
+        try:
+            storages: dict[int, tuple[Tensor, Tensor]] = {}
+            yield _copied(arguments, storages)
+        finally:
+            self.ops.fence(False)
+        for original, copy in storages.values():
+            original.copy_(copy)
 
     @contextmanager
     def _with(self, **changes: Any) -> Iterator[None]:
@@ -177,6 +210,9 @@ class Ops:
 
     def shared_limit(self, limit: int) -> Any:
         return self._with(shared_limit=limit)
+
+    def seconds(self, limit: int) -> Any:
+        return self._with(seconds=limit)
 
     def multiprocessors(self, count: int) -> Any:
         return self._with(multiprocessors=count)

@@ -57,7 +57,7 @@ def warpgroup(slip: str) -> str:
     return f"multiply_in_warpgroup<Slip::{slip}>"
 
 
-TILES = 128 * (64 + 128) + 1024
+TILES = 128 * (64 + 128) + 2 * 1024
 RIGHT = ["reverse<true>", "reverse_twice<true>", "reverse_copied<true>", "swap_in_warp<true>",
          "reverse_in_grid<Arrive::all>"]
 IN_GRIDS = [*(f"reverse_in_grid<Arrive::{arrive}>" for arrive in ("all", "not_all", "nobody")), "same_number_twice"]
@@ -83,6 +83,7 @@ def test_threads_that_wait_for_each_other(emulated_ops, name, seed):
     ("outside<threads>", r"thread \d+ writes byte 512 of 512 bytes of shared memory at mistakes.cu:\d+"),
     ("outside<-1>", r"byte -4 of"),
     ("null_pointer", r"block 0, thread \d+: "),
+    ("behind_tensor", r"block 0, thread 127: an address that is not its own"),
     ("zero_division", r"division by zero"),
     ("index_out_of_bounds", r"index out of bounds at .*mistakes.cu:\d+"),
     ("endless_stack", r"stack is used up"),
@@ -124,6 +125,13 @@ def test_what_nobody_wrote_is_nan(emulated_ops, name):
 
 def test_sums_of_products_that_nobody_waited_for_are_nan(emulated_ops):
     assert run(emulated_ops, warpgroup("too_early"), shared_bytes=TILES)[1].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["endless_loop", "endless_reading"])
+def test_launches_without_end(emulated_ops, name):
+    with emulated_ops.seconds(1), pytest.raises(RuntimeError, match=r"thread \d+: the launch took longer than 1 s"):
+        run(emulated_ops, name)
+    run(emulated_ops, "reverse<true>")
 
 
 def test_launches_that_ask_for_too_much(emulated_ops):

@@ -30,6 +30,7 @@ struct Device {
   int multiprocessors = 4;
   int shared_limit = 99 * 1024;
   uint64_t seed = 0;  // of the order of threads
+  int seconds = 60;   // of this thread, that a launch may take
 };
 
 struct Launch {
@@ -65,6 +66,8 @@ void meet_here(void* const (&lanes)[32]);  // orders nothing
 // ---- memory that all blocks share; a load lets others run first ----
 void add_release(uint32_t* counter, uint32_t value);
 uint32_t load_acquire(const uint32_t* counter, Site site);
+
+void fence(bool on);  // see fence.cpp
 
 // ---- shared memory ----
 unsigned char* shared();

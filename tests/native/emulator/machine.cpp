@@ -87,6 +87,7 @@ void describe(const Warp& warp, std::string& text) {
 
 // Gives the turn to a thread that can go on: most often in the same warp, in the launch's own mood.
 void pass_on() {
+  stop_if_late();
   Lane* const me = &self();
   Warp* warp = me->warp;
   if (!warp->ready || random_number() % 16 < machine.restlessness) {
@@ -293,7 +294,7 @@ bool run(const Launch& launch, const Device& device) {
   if (refused(launch, device)) return false;
   machine.launch = &launch;
   machine.random = (device.seed + 1) * 0x9e3779b97f4a7c15u;
-  machine.failed = false;
+  machine.failed = machine.late = false;
   machine.first_epoch = next_epoch();
   forget_global();
   machine.living = machine.vain_rounds = 0;
@@ -303,7 +304,7 @@ bool run(const Launch& launch, const Device& device) {
   grid_size = {static_cast<unsigned>(launch.blocks), 1, 1};
   const int at_once = launch.cooperative ? launch.blocks : 1;
   lay_out(at_once, launch.threads / 32);
-  const Guarded guarded;
+  const Guarded guarded(device.seconds);
   for (int begun = 0; begun < launch.blocks; begun += at_once) {
     // Blocks come in an order that is neither that of their numbers nor the same for each seed.
     for (int b = 0; b < at_once; ++b) {

@@ -82,13 +82,21 @@ struct Machine {
   int living, vain_rounds;
   uint32_t first_epoch;
   bool failed;
+  volatile bool late;  // the launch took too long
 };
 extern Machine machine;
+
+[[noreturn]] void fault_of_late();
+
+// Called where a thread may stop.
+inline void stop_if_late() {
+  if (__builtin_expect(machine.late, false)) fault_of_late();
+}
 
 // While it lives, a signal that a thread of the device raises is a fault of the launch and not the end of the process.
 class Guarded {
  public:
-  Guarded();
+  explicit Guarded(int seconds);
   ~Guarded();
   Guarded(const Guarded&) = delete;
 };

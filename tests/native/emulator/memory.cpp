@@ -18,10 +18,10 @@ Lane& self() { return *static_cast<Lane*>(current); }
 }  // namespace
 
 void Memory::fill(int bytes) {
-  constexpr size_t twice = 2 * alignment;
-  room.resize(margin + twice + most + margin);
+  constexpr size_t more = 1024;
+  room.resize(margin + more + most + margin);
   const auto from = reinterpret_cast<uintptr_t>(room.data()) + margin;
-  begin = reinterpret_cast<unsigned char*>(from / twice * twice + alignment);
+  begin = reinterpret_cast<unsigned char*>(from / more * more + alignment);
   size = bytes;
   poison(begin, bytes);
 }

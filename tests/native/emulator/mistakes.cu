@@ -119,6 +119,11 @@ __global__ void endless_loop(MistakeParams p) {
   }
 }
 
+__global__ void endless_reading(MistakeParams p) {
+  while (*static_cast<const volatile float*>(p.in) == p.in[0]) {
+  }
+}
+
 int deeper(int depth) {
   volatile int used[100] = {depth};
   return depth < 0 ? 0 : deeper(depth + 1) + used[depth % 100];
@@ -180,7 +185,7 @@ const Case cases[] = {
     CASE(swap_in_warp<false>), CASE(two_barriers), CASE(absent_from_barrier), CASE(two_instructions), CASE(ended_lane),
     CASE(uninitialised), CASE(misaligned_matrix), CASE(matrix_outside), CASE(misaligned_vector), CASE(outside<threads>),
     CASE(outside<-1>), CASE(null_pointer), CASE(behind_tensor), CASE(zero_division), CASE(index_out_of_bounds),
-    CASE(endless_loop), CASE(endless_stack), CASE(reverse_in_grid<Arrive::all>), CASE(reverse_in_grid<Arrive::not_all>),
+    CASE(endless_loop), CASE(endless_reading), CASE(endless_stack), CASE(reverse_in_grid<Arrive::all>), CASE(reverse_in_grid<Arrive::not_all>),
     CASE(reverse_in_grid<Arrive::nobody>), CASE(same_number_twice),
     CASE(multiply_in_warpgroup<Slip::none>), CASE(multiply_in_warpgroup<Slip::no_fence>),
     CASE(multiply_in_warpgroup<Slip::no_barrier>), CASE(multiply_in_warpgroup<Slip::too_early>),

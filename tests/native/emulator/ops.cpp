@@ -10,9 +10,10 @@ using torch::headeronly::ScalarType;
 
 emulator::Device device;
 
-void configure(int64_t level, bool half_accumulate, int64_t multiprocessors, int64_t shared_limit, int64_t seed) {
+void configure(int64_t level, bool half_accumulate, int64_t multiprocessors, int64_t shared_limit, int64_t seed,
+               int64_t seconds) {
   device = {static_cast<int>(level), half_accumulate, static_cast<int>(multiprocessors), static_cast<int>(shared_limit),
-            static_cast<uint64_t>(seed)};
+            static_cast<uint64_t>(seed), static_cast<int>(seconds)};
 }
 
 cuda::Dtype dtype_of(const Tensor& x) {
@@ -39,8 +40,11 @@ cuda::Context context_of(const Tensor& x) {
 }  // namespace vitsparse::binding
 
 STABLE_TORCH_LIBRARY_FRAGMENT(vitsparse_emulated, m) {
-  m.def("configure(int level, bool half_accumulate, int multiprocessors, int shared_limit, int seed) -> ()");
+  m.def("configure(int level, bool half_accumulate, int multiprocessors, int shared_limit, int seed, "
+        "int seconds=60) -> ()");
+  m.def("fence(bool on) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(vitsparse_emulated, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&vitsparse::binding::configure));
+  m.impl("fence", TORCH_BOX(&emulator::fence));
 }

@@ -145,6 +145,7 @@ constexpr uintptr_t own_stack = 256 * 1024;
 
 inline void touched(const void* address, int bytes, bool write, const void* code) {
   if (current == nullptr) return;
+  stop_if_late();
   const auto a = reinterpret_cast<uintptr_t>(address), here = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
   if (a - here < own_stack) return;
   if (self().warp->block->memory.within_margins(address))
