@@ -1,4 +1,4 @@
-"""``test_kernels.py`` in Triton's interpreter, in a process of its own: no GPU needed."""
+"""``test_kernels.py`` and ``test_models.py`` in Triton's interpreter, in a process of its own: no GPU needed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_kernels_in_the_interpreter():
     if interpreter_is_broken():
         pytest.skip("this numpy needs Triton 3.8 or newer for loops in its interpreter")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header",
-               str(Path(__file__).with_name("test_kernels.py"))]
+               *(str(Path(__file__).with_name(name)) for name in ("test_kernels.py", "test_models.py"))]
     result = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
                             cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

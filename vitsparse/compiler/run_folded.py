@@ -87,7 +87,7 @@ def _embed(env: _Kernels, step: Embed, images: Tensor, ops: ModuleType) -> None:
     size = env.config.patch_size
     patches = rearrange(images, "b c (y i) (x j) -> b (y x) (c i j)", i=size, j=size)
     tokens = F.pad(patches, (0, 0, 1, 0))[:, step.out.rows[0]: step.out.rows[1]]
-    env.write(step.out, ops.linear(tokens, *env.products[id(step)]))
+    env.write(step.out, ops.linear(tokens, *env.products[id(step)], "none"))
 
 
 def _linear(env: _Kernels, step: Linear, images: Tensor, ops: ModuleType) -> None:
