@@ -48,7 +48,7 @@ void check_status(const cuda::ProgramStatus& status, format::Words words) {
     int64_t number = 0;
     format::for_each_step(words, [&](const format::Step& step) {
       STD_TORCH_CHECK(number++ != status.step, "program: step ", status.step, " (", format::name_of(step.op),
-                      ") does not fit into a block of this device; lower it to smaller steps, or run it as steps");
+                      ") does not fit into a block of this device; lower it to smaller steps");
     });
   }
   check(status.error, "run_program");

@@ -2,6 +2,7 @@
 #include "kernels/cuda/program.h"
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/program_steps.h"
 #include "kernels/cuda/program_sum.cuh"
 
 namespace vitsparse::cuda {
@@ -71,65 +72,56 @@ SumNormParams sum_norm_of(const ProgramBase& base, const int64_t* operands) {
   return params;
 }
 
-class Steps {
- public:
-  Steps(const ProgramRun& run, const ProgramBase& base, const Context& context)
-      : run_(run), base_(base), context_(context) {}
+cudaError_t launch_mlp(const ProgramBase& host, const format::Step& step, const Context& context) {
+  const auto s = format::read<format::Mlp>(step.operands);
+  return fits_by_value(s.adds, s.minuses) ? mlp(mlp_of(host, step.operands), context) : cudaErrorInvalidValue;
+}
 
-  ProgramStatus launch_all() const {
-    ProgramStatus status{cudaSuccess, -1};
-    int64_t number = 0;
-    format::for_each_step(run_.program, [&](const format::Step& step) {
-      if (status.error == cudaSuccess) status = {launch_step(step), number};
-      ++number;
-    });
-    return status;
+cudaError_t launch_sum(const ProgramRun& run, const ProgramBase& host, const format::Step& step, const Context& context) {
+  const auto s = format::read<format::SumNorm>(step.operands);
+  const auto part = format::read<format::SumPart>(format::parts_of_sum(step.operands));
+  if (s.parts == 1 && fits_by_value(part.adds, part.minuses)) return sum_norm(sum_norm_of(host, step.operands), context);
+  SumStep sum{host, sum_rows_of(step.operands)};
+  const int threads = host.batch * sum.sum.rows < 4 * context.multiprocessors ? 32 : most_sum_threads;
+  const SumSize size = sum_size_of(step, host.batch, threads);
+  if (size.shared > context.shared_limit) return cudaErrorInvalidValue;
+  const Grid grid{size.tasks, threads, size.shared};
+  sum.base.words = run.device_words;
+  sum.sum.operands = run.device_words + (step.operands - run.program.data);
+  switch (context.dtype) {
+    case Dtype::float16: return launch(sum_step_kernel<__half>, sum, grid, context);
+    case Dtype::bfloat16: return launch(sum_step_kernel<__nv_bfloat16>, sum, grid, context);
+    default: return launch(sum_step_kernel<float>, sum, grid, context);
   }
+}
 
- private:
-  cudaError_t launch_step(const format::Step& step) const {
-    using format::Op;
-    switch (step.op) {
-      case Op::linear: return linear(linear_of(base_, step.operands), context_);
-      case Op::sum_norm: return launch_sum(step);
-      case Op::attention: return attention(attention_of(base_, step.operands), context_);
-      case Op::qkv_attention: return qkv_attention(qkv_attention_of(base_, step.operands), context_);
-      case Op::apply_pattern: return apply_pattern(apply_pattern_of(base_, step.operands), context_);
-      case Op::patches: return patches(patches_of(base_, step.operands), context_);
-      case Op::mean_rows: return mean_rows(mean_rows_of(base_, step.operands), context_);
-      case Op::fill: return fill(fill_of(base_, step.operands), context_);
-      case Op::mlp: return launch_mlp(step);
-    }
-    return cudaErrorInvalidValue;
-  }
-
-  cudaError_t launch_mlp(const format::Step& step) const {
-    const auto s = format::read<format::Mlp>(step.operands);
-    return fits_by_value(s.adds, s.minuses) ? mlp(mlp_of(base_, step.operands), context_) : cudaErrorInvalidValue;
-  }
-
-  cudaError_t launch_sum(const format::Step& step) const {
-    const auto s = format::read<format::SumNorm>(step.operands);
-    const auto part = format::read<format::SumPart>(format::parts_of_sum(step.operands));
-    if (s.parts == 1 && fits_by_value(part.adds, part.minuses)) return sum_norm(sum_norm_of(base_, step.operands), context_);
-    SumStep sum{base_, sum_rows_of(step.operands)};
-    const int threads = base_.batch * sum.sum.rows < 4 * context_.multiprocessors ? 32 : most_sum_threads;
-    const Grid grid{sum_rows_tasks(base_.batch, sum.sum, threads), threads, 0};
-    sum.base.words = run_.device_words;
-    sum.sum.operands = run_.device_words + (step.operands - run_.program.data);
-    switch (context_.dtype) {
-      case Dtype::float16: return launch(sum_step_kernel<__half>, sum, grid, context_);
-      case Dtype::bfloat16: return launch(sum_step_kernel<__nv_bfloat16>, sum, grid, context_);
-      default: return launch(sum_step_kernel<float>, sum, grid, context_);
-    }
-  }
-
-  const ProgramRun& run_;
-  const ProgramBase& base_;
-  const Context& context_;
-};
+ProgramStatus launch_steps(const ProgramRun& run, const ProgramBase& host, const Context& context) {
+  ProgramStatus status{cudaSuccess, -1};
+  int64_t number = 0;
+  format::for_each_step(run.program, [&](const format::Step& step) {
+    if (status.error == cudaSuccess) status = {launch_step(run, host, step, context), number};
+    ++number;
+  });
+  return status;
+}
 
 }  // namespace
+
+cudaError_t launch_step(const ProgramRun& run, const ProgramBase& host, const format::Step& step, const Context& context) {
+  using format::Op;
+  switch (step.op) {
+    case Op::linear: return linear(linear_of(host, step.operands), context);
+    case Op::sum_norm: return launch_sum(run, host, step, context);
+    case Op::attention: return attention(attention_of(host, step.operands), context);
+    case Op::qkv_attention: return qkv_attention(qkv_attention_of(host, step.operands), context);
+    case Op::apply_pattern: return apply_pattern(apply_pattern_of(host, step.operands), context);
+    case Op::patches: return patches(patches_of(host, step.operands), context);
+    case Op::mean_rows: return mean_rows(mean_rows_of(host, step.operands), context);
+    case Op::fill: return fill(fill_of(host, step.operands), context);
+    case Op::mlp: return launch_mlp(host, step, context);
+  }
+  return cudaErrorInvalidValue;
+}
 
 ProgramStatus run_program(const ProgramRun& run, How how, const Context& context) {
   const ProgramBase base{run.program.data,
@@ -139,7 +131,7 @@ ProgramStatus run_program(const ProgramRun& run, How how, const Context& context
                          static_cast<unsigned char*>(run.result),
                          run.batch,
                          context.dtype == Dtype::float32 ? 4 : 2};
-  if (how == How::steps) return Steps(run, base, context).launch_all();
+  if (how == How::steps) return launch_steps(run, base, context);
   const bool old = context.level == Level::sm75 || context.dtype == Dtype::float32;
   return (old ? launch_waves_sm75 : launch_waves_sm80)(run, base, how == How::persistent, context);
 }

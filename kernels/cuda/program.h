@@ -1,7 +1,9 @@
 // Runs a compiled plan (kernels/common/program_format.h) over a batch of images.
 //   steps       a launch of the op's own kernel for each step: for batches that fill the device
 //   waves       a launch for each wave: a block is one task of any of its steps
-//   persistent  one launch stays for all waves, with a barrier of all blocks between them: for a single image
+//   persistent  one launch stays for all waves, with a barrier of all blocks between them: for a single image. Waves with
+//               steps that are rare, or that need many registers (QKV_ATTENTION, heads wider than 32), break it in two.
+// Steps that fit into no task of waves and persistent (MLP, wide heads) are launched as in steps.
 #pragma once
 #include "kernels/common/program_format.h"
 #include "kernels/cuda/level.h"
@@ -20,7 +22,7 @@ struct ProgramRun {
 };
 
 struct ProgramStatus {
-  cudaError_t error;  // cudaErrorInvalidValue: `step` does not fit into the shared memory of a block
+  cudaError_t error;  // cudaErrorInvalidValue: `step` does not fit into a block
   int64_t step;       // -1: none in particular
 };
 

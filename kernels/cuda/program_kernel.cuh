@@ -1,4 +1,4 @@
-// One kernel for the steps of one wave, or of many waves with a barrier of all blocks between them.
+// The steps of one wave, or of many waves with a barrier of all blocks between them, in one launch.
 //
 // The host lists the steps of a launch (ProgramItem): where their words lie, and how many tasks they have. The tasks of a
 // wave, of all its steps one after the other, are dealt to the blocks in turn. Before a block runs a step one thread
@@ -66,7 +66,8 @@ __device__ inline void read_step(StepRecord& record, const ProgramBase& base, co
   }
 }
 
-template <Level level, class T>
+// `many`: as in program_kernel.
+template <Level level, class T, bool many>
 __device__ __forceinline__ void run_task(const StepRecord& record, const ProgramBase& base, bool small_tile, int task) {
   using format::Op;
   switch (record.op) {
@@ -75,16 +76,19 @@ __device__ __forceinline__ void run_task(const StepRecord& record, const Program
       return linear_task_of<level, T, false, MediumLinear>(record.linear, task);
     case Op::sum_norm: return sum_rows_task<T>(base, record.sum, task);
     case Op::attention:
-      if (record.attention.head_dim <= 32) return attention_task_of<level, T, 32>(record.attention, task);
+      if (many || record.attention.head_dim <= 32) return attention_task_of<level, T, 32>(record.attention, task);
       return attention_task_of<level, T, 64>(record.attention, task);
-    case Op::qkv_attention:
-      if (record.qkv_attention.head_dim <= 32) return qkv_attention_task_of<level, T, 32, 1>(record.qkv_attention, task, false);
-      return qkv_attention_task_of<level, T, 64, 1>(record.qkv_attention, task, false);
     case Op::apply_pattern: return apply_pattern_task<level, T>(record.apply_pattern, task);
-    case Op::patches: return patches_task<T>(record.patches, task);
-    case Op::mean_rows: return mean_rows_task<T>(record.mean_rows, task);
-    case Op::fill: return fill_task<T>(record.fill, task);
-    default: return;
+    default: break;
+  }
+  if constexpr (!many) {
+    switch (record.op) {
+      case Op::qkv_attention: return qkv_attention_task_of<level, T, 32, 1>(record.qkv_attention, task, false);
+      case Op::patches: return patches_task<T>(record.patches, task);
+      case Op::mean_rows: return mean_rows_task<T>(record.mean_rows, task);
+      case Op::fill: return fill_task<T>(record.fill, task);
+      default: return;
+    }
   }
 }
 
@@ -99,39 +103,66 @@ __device__ __forceinline__ void wait_for_all(uint32_t* barrier, uint32_t times, 
   __syncthreads();
 }
 
-// The item that `task` of the wave that begins with item `first` belongs to, searched from `item` on; -1: none.
-__device__ __forceinline__ int item_of(const ProgramParams& params, int item, int task) {
-  while (task >= params.items[item].end && !params.items[item].last) ++item;
-  return task < params.items[item].end ? item : -1;
-}
+// The tasks of one block, one after the other: wave by wave, and in a wave every gridDim.x-th.
+struct Walk {
+  int first, item, task;  // item that the wave begins with; item and number in the wave of the task; item -1: none is left
 
-template <Level level, class T>
+  __device__ __forceinline__ void begin(const ProgramParams& params, int item_of_wave) {
+    first = item = item_of_wave;
+    task = blockIdx.x;
+    find(params);
+  }
+  __device__ __forceinline__ void next(const ProgramParams& params) {
+    task += gridDim.x;
+    find(params);
+  }
+  __device__ __forceinline__ int task_of_step(const ProgramParams& params) const {
+    return task - (item == first ? 0 : params.items[item - 1].end);
+  }
+
+ private:
+  __device__ __forceinline__ void find(const ProgramParams& params) {
+    while (task >= params.items[item].end && !params.items[item].last) ++item;
+    if (task >= params.items[item].end) item = -1;
+  }
+};
+
+// many: any number of waves, of LINEAR, SUM_NORM, APPLY_PATTERN, and ATTENTION of narrow heads; all blocks run at once.
+// Else one wave, and each block has one task. Two kernels because registers are short: around a loop over tasks the
+// compiler computes in advance whatever depends on the thread alone, for all kinds of steps, and keeps it.
+template <Level level, class T, bool many>
 __global__ void __launch_bounds__(program_threads, 1) program_kernel(ProgramParams params) {
   StepRecord& record = *reinterpret_cast<StepRecord*>(shared_memory() + params.record_at);
-  const auto read = [&](int item) { read_step(record, params.base, params.base.words + params.items[item].at); };
+  const auto read = [&](int item) {
+    if (item >= 0) read_step(record, params.base, params.base.words + params.items[item].at);
+  };
   if (params.clears && blockIdx.x == 0 && threadIdx.x == 0) *params.barrier = 0;
-  int first = 0, ready = -1;  // item that the wave begins with; item that is in the record
-  for (uint32_t waves = 1;; ++waves) {
-    int task = blockIdx.x, item = item_of(params, first, task);
-    while (item >= 0) {
-      if (item != ready) {
-        if (threadIdx.x == 0) read(item);
-        __syncthreads();
-        ready = item;
-      }
-      const int before = item == first ? 0 : params.items[item - 1].end;
-      run_task<level, T>(record, params.base, params.items[item].small_tile, task - before);
-      __syncthreads();
-      task += gridDim.x;
-      item = item_of(params, item, task);
-    }
-    while (!params.items[first].last) ++first;
-    if (++first == params.count) return;
-    ready = item_of(params, first, blockIdx.x);
-    wait_for_all(params.barrier, waves, [&] {
-      if (ready >= 0) read(ready);
-    });
+  Walk walk;
+  walk.begin(params, 0);
+  int ready = walk.item;  // what is in the record
+  uint32_t waves = 0;
+  if (threadIdx.x == 0) read(ready);
+  __syncthreads();
+  if (many && ready < 0) goto advance;  // two ways into the loop: no compiler moves anything out of it
+run:
+  run_task<level, T, many>(record, params.base, params.items[walk.item].small_tile, walk.task_of_step(params));
+  if constexpr (!many) return;
+  __syncthreads();
+  walk.next(params);
+advance:
+  while (walk.item < 0) {
+    while (!params.items[walk.first].last) ++walk.first;
+    if (walk.first + 1 == params.count) return;
+    walk.begin(params, walk.first + 1);
+    ready = walk.item;
+    wait_for_all(params.barrier, ++waves, [&] { read(ready); });
   }
+  if (walk.item != ready) {
+    ready = walk.item;
+    if (threadIdx.x == 0) read(ready);
+    __syncthreads();
+  }
+  goto run;
 }
 
 }  // namespace vitsparse::cuda

@@ -5,40 +5,42 @@
 #include <vector>
 
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/program.h"
 #include "kernels/cuda/program_kernel.cuh"
+#include "kernels/cuda/program_steps.h"
 
 namespace vitsparse::cuda {
 
-// Tasks of a step for blocks of program_threads, and the shared memory they need.
+// Tasks of a step for blocks of program_threads, the shared memory they need, and which kernels can run it.
 struct StepSize {
   int tasks = 0, shared = 0;
-  bool small_tile = false, fits = true;
+  bool small_tile = false;
+  bool fits = true, stays = false;  // in program_kernel; in the one for many waves
 };
 
+// `persistent`: waves that can are listed for one launch. The barrier must be zero before that: the launch of a single wave
+// sets it to zero, so that each launch of many waves comes after one of a single wave. A list that is too long for one
+// launch is cut between waves, or within a wave, whose steps do not need each other; a step that fits in no task of
+// program_kernel has a launch of its own.
 template <Level level, class T>
 class ProgramLaunches {
  public:
-  ProgramLaunches(const ProgramRun& run, const ProgramBase& host, const Context& context)
-      : run_(run), host_(host), context_(context) {}
+  ProgramLaunches(const ProgramRun& run, const ProgramBase& host, bool persistent, const Context& context)
+      : run_(run), host_(host), context_(context), persistent_(persistent) {}
 
-  // One launch for each wave; or, `persistent`, one for the first wave, which clears the barrier, and one for the rest.
-  // A list that is too long for one launch is cut: between waves, or within a wave, whose steps do not need each other.
-  ProgramStatus launch_all(bool persistent) {
-    int64_t number = 0;
-    cudaError_t status = cudaSuccess;
+  ProgramStatus launch_all() {
+    ProgramStatus status{cudaSuccess, -1};
+    int64_t number = 0, wave = 0;
     format::for_each_step(run_.program, [&](const format::Step& step) {
-      if (unfit_ >= 0 || status != cudaSuccess) return;
-      const bool begins = number == 0 || step.wave != wave_;
-      wave_ = step.wave;
-      if (begins) end_wave();
-      if (begins && (!persistent || first_wave_)) status = flush();
-      if (status == cudaSuccess && items_.size() == max_items) status = make_room();
-      append(step, number++);
+      if (status.error != cudaSuccess) return;
+      if (step.wave != wave) {
+        end_wave();
+        if (single_) status.error = flush();
+      }
+      wave = step.wave;
+      if (status.error == cudaSuccess) status = {add(step), number++};
     });
-    if (unfit_ >= 0) return {cudaErrorInvalidValue, unfit_};
     end_wave();
-    return {status == cudaSuccess ? flush() : status, -1};
+    return status.error == cudaSuccess ? ProgramStatus{flush(), -1} : status;
   }
 
  private:
@@ -46,45 +48,60 @@ class ProgramLaunches {
     using format::Op;
     switch (step.op) {
       case Op::linear: return size_of(linear_of(host_, step.operands));
-      case Op::sum_norm: return {sum_rows_tasks(host_.batch, sum_rows_of(step.operands), program_threads), 0};
+      case Op::sum_norm: {
+        const SumSize sum = sum_size_of(step, host_.batch, program_threads);
+        return {sum.tasks, sum.shared, false, true, true};
+      }
       case Op::attention: return size_of(attention_of(host_, step.operands));
       case Op::qkv_attention: return size_of(qkv_attention_of(host_, step.operands));
       case Op::apply_pattern:
-        return {apply_pattern_tasks(apply_pattern_of(host_, step.operands)), apply_pattern_shared<T>()};
+        return {apply_pattern_tasks(apply_pattern_of(host_, step.operands)), apply_pattern_shared<T>(), false, true, true};
       case Op::patches: return {patches_tasks<T>(patches_of(host_, step.operands)), 0};
       case Op::mean_rows:
         return {mean_rows_tasks(mean_rows_of(host_, step.operands)), mean_rows_shared(program_threads)};
       case Op::fill: return {fill_tasks<T>(fill_of(host_, step.operands)), 0};
       case Op::mlp: break;
     }
-    return {0, 0, false, false};  // an MLP has a launch of its own, or is lowered to its parts
+    return {0, 0, false, false};
   }
   StepSize size_of(const LinearParams& params) const {
     const LinearTile tile = linear_tile(params, context_) == LinearTile::small ? LinearTile::small : LinearTile::medium;
-    return {linear_tasks(params, tile), linear_shared<level, T>(params, tile), tile == LinearTile::small};
+    return {linear_tasks(params, tile), linear_shared<level, T>(params, tile), tile == LinearTile::small, true, true};
   }
   static StepSize size_of(const AttentionParams& params) {
     return {attention_tasks<T>(params, program_threads), attention_shared<T>(params, program_threads), false,
-            params.head_dim <= max_head_dim};
+            params.head_dim <= 64, params.head_dim <= 32};
   }
   StepSize size_of(const QkvAttentionParams& params) const {
-    return {qkv_attention_tasks(params), qkv_attention_shared<level, T>(params, program_threads), false,
-            qkv_attention_holds<level, T>(params, program_threads, room())};
+    const bool narrow = params.head_dim <= 32 && qkv_depth(params, program_threads) == 1;
+    return {qkv_attention_tasks(params), qkv_attention_shared<level, T>(params, program_threads), false, narrow};
   }
-  int room() const { return context_.shared_limit - static_cast<int>(sizeof(StepRecord)); }
 
-  void append(const format::Step& step, int64_t number) {
-    const StepSize size = size_of(step);
-    if (!size.fits || size.shared > room() || size.tasks > std::numeric_limits<int>::max() - tasks_) {
-      unfit_ = number;
-      return;
+  cudaError_t add(const format::Step& step) {
+    StepSize size = size_of(step);
+    size.fits = size.fits && size.shared <= context_.shared_limit - static_cast<int>(sizeof(StepRecord)) &&
+                size.tasks <= std::numeric_limits<int>::max() - tasks_;
+    cudaError_t status = cudaSuccess;
+    if (!size.fits) {
+      end_wave();
+      status = flush();
+      return status == cudaSuccess ? launch_step(run_, host_, step, context_) : status;
     }
+    if (!size.stays && whole_ > 0) status = flush();
+    if (status == cudaSuccess && items_.size() == max_items) {
+      if (whole_ == 0) end_wave();
+      status = flush();
+    }
+    single_ = single_ || !size.stays;
     tasks_ += size.tasks;
     shared_ = std::max(shared_, size.shared);
-    items_.push_back({static_cast<uint32_t>(step.operands - format::step_head - run_.program.data), size.small_tile, 0, tasks_});
+    const auto at = static_cast<uint32_t>(step.operands - format::step_head - run_.program.data);
+    items_.push_back({at, size.small_tile, 0, tasks_});
+    return status;
   }
+
   void end_wave() {
-    if (items_.empty()) return;
+    if (items_.size() == whole_) return;
     items_.back().last = 1;
     most_tasks_ = std::max(most_tasks_, tasks_);
     tasks_ = 0;
@@ -92,47 +109,32 @@ class ProgramLaunches {
     whole_ = items_.size();
   }
 
-  // Launches the whole waves of a full list, or, with none, the wave that fills it.
-  cudaError_t make_room() {
-    if (whole_ == 0) {
-      end_wave();
-      return flush();
-    }
-    const std::vector<ProgramItem> rest(items_.begin() + whole_, items_.end());
-    const int tasks = tasks_, shared = shared_;
-    items_.resize(whole_);
-    const cudaError_t status = flush();
-    items_ = rest;
-    tasks_ = tasks;
-    shared_ = shared;
-    return status;
-  }
-
-  // Launches what is listed, all of it whole waves.
+  // Launches the whole waves of the list.
   cudaError_t flush() {
-    if (items_.empty()) return cudaSuccess;
+    if (whole_ == 0) return cudaSuccess;
     const bool many = waves_ > 1;
-    ProgramParams params{host_, run_.barrier, run_.barrier != nullptr && !many, static_cast<int>(items_.size()), 0, {}};
+    ProgramParams params{host_, run_.barrier, persistent_ && !many, static_cast<int>(whole_), round_up(shared_, 16), {}};
     params.base.words = run_.device_words;
-    params.record_at = round_up(shared_, 16);
-    std::copy(items_.begin(), items_.end(), params.items);
+    std::copy(items_.begin(), items_.begin() + whole_, params.items);
     const int blocks = many ? std::min(context_.multiprocessors, most_tasks_) : most_tasks_;
     const Grid grid{blocks, program_threads, params.record_at + static_cast<int>(sizeof(StepRecord)), many};
-    items_.clear();
-    first_wave_ = many;  // the barrier is used up: the next launch is for a single wave, and clears it
-    tasks_ = most_tasks_ = shared_ = waves_ = 0;
+    items_.erase(items_.begin(), items_.begin() + whole_);
+    single_ = !persistent_ || many;  // after many waves the barrier is not zero
+    most_tasks_ = waves_ = 0;
     whole_ = 0;
-    return launch(program_kernel<level, T>, params, grid, context_);
+    if (items_.empty()) shared_ = 0;
+    return many ? launch(program_kernel<level, T, true>, params, grid, context_)
+                : launch(program_kernel<level, T, false>, params, grid, context_);
   }
 
   const ProgramRun& run_;
   const ProgramBase& host_;
   const Context& context_;
+  const bool persistent_;
+  bool single_ = true;  // the list ends with the wave that it begins with
   std::vector<ProgramItem> items_;
   size_t whole_ = 0;  // items of waves that are complete
   int tasks_ = 0, most_tasks_ = 0, shared_ = 0, waves_ = 0;
-  int64_t wave_ = 0, unfit_ = -1;
-  bool first_wave_ = true;
 };
 
 }  // namespace vitsparse::cuda

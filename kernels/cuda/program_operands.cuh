@@ -87,11 +87,13 @@ VITSPARSE_HD inline FillParams fill_of(const ProgramBase& base, const int64_t* o
 // A SUM_NORM step: its parts are read from the words, row by row (program_sum.cuh).
 struct SumRows {
   const int64_t* operands;
-  int rows, width;  // of an image
+  int rows, width, parts;  // rows of an image
+  float eps;
 };
 VITSPARSE_HD inline SumRows sum_rows_of(const int64_t* operands) {
-  return {operands, static_cast<int>(format::rows_of_sum(operands)),
-          static_cast<int>(format::read<format::SumNorm>(operands).width)};
+  const auto s = format::read<format::SumNorm>(operands);
+  return {operands, static_cast<int>(format::rows_of_sum(operands)), static_cast<int>(s.width),
+          static_cast<int>(s.parts), format::float_of_bits(s.eps_bits)};
 }
 
 }  // namespace vitsparse::cuda

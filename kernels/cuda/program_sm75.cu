@@ -5,8 +5,8 @@ namespace vitsparse::cuda {
 
 ProgramStatus launch_waves_sm75(const ProgramRun& run, const ProgramBase& base, bool persistent, const Context& context) {
   if (context.dtype == Dtype::float32)
-    return ProgramLaunches<Level::sm75, float>(run, base, context).launch_all(persistent);
-  return ProgramLaunches<Level::sm75, __half>(run, base, context).launch_all(persistent);
+    return ProgramLaunches<Level::sm75, float>(run, base, persistent, context).launch_all();
+  return ProgramLaunches<Level::sm75, __half>(run, base, persistent, context).launch_all();
 }
 
 }  // namespace vitsparse::cuda

@@ -1,74 +1,90 @@
 // SUM_NORM steps of any number of sources and parts: a warp walks all parts for its row, so that a part may use the sum of
-// an earlier one. Each lane finds the row of one term in the words, 32 terms at once, and hands it round.
+// an earlier one. First the threads of the block find in the words where everything lies, side by side, because each word
+// that leads to another costs a trip to memory; the table lies in shared memory.
 #pragma once
 #include "kernels/cuda/program_operands.cuh"
 #include "kernels/cuda/sum_norm.cuh"
 
 namespace vitsparse::cuda {
 
+struct SumPartRows {
+  int adds, minuses;
+  const void* offset;
+  int64_t offset_stride;
+  View sum, normed;
+};
+
+// A step and its size, as the host sees it.
+struct SumSize {
+  SumRows rows;
+  int tasks, shared;
+};
+inline SumSize sum_size_of(const format::Step& step, int batch, int threads) {
+  const SumRows rows = sum_rows_of(step.operands);
+  const auto head = format::read<format::SumNorm>(step.operands);
+  const int64_t before = format::words_of<format::SumNorm> + head.sources * format::words_of<format::View>;
+  const int64_t terms = step.count - before - head.parts * format::words_of<format::SumPart>;
+  const int64_t bytes = head.parts * int64_t{sizeof(SumPartRows)} + terms * int64_t{sizeof(View)};
+  constexpr int64_t most = 1 << 30;  // far beyond what any device has
+  const int warps = threads / 32;
+  return {rows, (batch * rows.rows + warps - 1) / warps, static_cast<int>(bytes < most ? bytes : most)};
+}
+
 // View of term `index` of a SUM_NORM: a source, or the sum that an earlier part stored.
 __device__ inline format::View view_of_term(const int64_t* operands, int64_t index) {
   const int64_t sources = format::read<format::SumNorm>(operands).sources;
   if (index < sources) return format::source_of_sum(operands, index);
   const int64_t* words = format::parts_of_sum(operands);
+#pragma unroll 1
   for (int64_t i = sources; i < index; ++i) words = format::next_part(words, format::read<format::SumPart>(words));
   return format::read<format::SumPart>(words).sum;
 }
 
-// The rows of the terms of one part: lane i holds that of term 32 * held + i.
-template <class T>
-struct TermRows {
-  const ProgramBase& base;
-  const int64_t *operands, *terms;
-  int count, image, row;
-  int held = -1;
-  uint64_t mine = 0;
-
-  // By all lanes of the warp, with equal arguments.
-  __device__ __forceinline__ const T* operator()(int i) {
-    if (i / 32 != held) {
-      held = i / 32;
-      const int term = 32 * held + static_cast<int>(threadIdx.x % 32);
-      mine = term < count ? address(terms[term]) : 0;
-    }
-    return reinterpret_cast<const T*>(__shfl_sync(0xffffffffu, mine, i % 32));
+// Fills parts[i], and one view for each term of all parts; by all threads.
+__device__ __forceinline__ void read_sum(const ProgramBase& base, const SumRows& sum, SumPartRows* parts, View* terms) {
+  const int64_t* words = format::parts_of_sum(sum.operands);
+#pragma unroll 1
+  for (int i = 0; i < sum.parts; ++i) {
+    const auto part = format::read<format::SumPart>(words);
+    const int adds = static_cast<int>(part.adds), minuses = static_cast<int>(part.minuses);
+    if (threadIdx.x == 0)
+      parts[i] = {adds, minuses, base.weights_or_null(part.offset_offset), part.offset_rows == 1 ? 0 : sum.width,
+                  view_of(base, part.sum), view_of(base, part.normed)};
+#pragma unroll 1
+    for (int t = threadIdx.x; t < adds + minuses; t += blockDim.x)
+      terms[t] = view_of(base, view_of_term(sum.operands, words[format::words_of<format::SumPart> + t]));
+    terms += adds + minuses;
+    words = format::next_part(words, part);
   }
-
- private:
-  __device__ __forceinline__ uint64_t address(int64_t index) const {
-    return reinterpret_cast<uint64_t>(row_of<const T>(view_of(base, view_of_term(operands, index)), image, row));
-  }
-};
+  __syncthreads();
+}
 
 // Row `index` of all images, by one warp.
 template <class T>
-__device__ __forceinline__ void sum_rows(const ProgramBase& base, const SumRows& sum, int index) {
+__device__ __forceinline__ void sum_rows(const SumRows& sum, const SumPartRows* parts, const View* terms, int index) {
   const int image = index / sum.rows, row = index % sum.rows;
-  const auto head = format::read<format::SumNorm>(sum.operands);
-  const float eps = format::float_of_bits(head.eps_bits);
-  const int64_t* words = format::parts_of_sum(sum.operands);
 #pragma unroll 1
-  for (int64_t i = 0; i < head.parts; ++i) {
-    const auto part = format::read<format::SumPart>(words);
-    const int adds = static_cast<int>(part.adds), minuses = static_cast<int>(part.minuses);
-    const T* offset = static_cast<const T*>(base.weights_or_null(part.offset_offset));
-    if (offset != nullptr && part.offset_rows != 1) offset += int64_t{row} * sum.width;
-    TermRows<T> rows{base, sum.operands, words + format::words_of<format::SumPart>, adds + minuses, image, row};
-    sum_norm_row<T>(sum.width, eps, adds, minuses, rows, offset, row_or_null<T>(view_of(base, part.sum), image, row),
-                    row_or_null<T>(view_of(base, part.normed), image, row));
+  for (int i = 0; i < sum.parts; ++i) {
+    const SumPartRows& part = parts[i];
+    const T* offset = static_cast<const T*>(part.offset);
+    sum_norm_row<T>(sum.width, sum.eps, part.adds, part.minuses,
+                    [&](int t) -> const T* { return row_of<const T>(terms[t], image, row); },
+                    offset == nullptr ? nullptr : offset + row * part.offset_stride,
+                    row_or_null<T>(part.sum, image, row), row_or_null<T>(part.normed, image, row));
     __syncwarp();  // the next part may read what this one wrote
-    words = format::next_part(words, part);
+    terms += part.adds + part.minuses;
   }
 }
 
 // A task is a row for each warp of the block.
-__host__ __device__ inline int sum_rows_tasks(int batch, const SumRows& sum, int threads) {
-  return (batch * sum.rows + threads / 32 - 1) / (threads / 32);
-}
 template <class T>
 __device__ __forceinline__ void sum_rows_task(const ProgramBase& base, const SumRows& sum, int task) {
+  auto* parts = reinterpret_cast<SumPartRows*>(shared_memory());
+  auto* terms = reinterpret_cast<View*>(parts + sum.parts);
+  read_sum(base, sum, parts, terms);
   const int index = task * static_cast<int>(blockDim.x / 32) + static_cast<int>(threadIdx.x / 32);
-  if (index < base.batch * sum.rows) sum_rows<T>(base, sum, index);
+  if (index < base.batch * sum.rows) sum_rows<T>(sum, parts, terms, index);
+  __syncthreads();
 }
 
 }  // namespace vitsparse::cuda

@@ -134,7 +134,23 @@ def fused_mlp(minuses: int = 1) -> w.ProgramWriter:
 
 
 def test_a_fused_mlp(ops_on, at):
-    check(ops_on, at, fused_mlp(), 2, ways=["steps"], seed=4)
+    check(ops_on, at, fused_mlp(), 2, seed=4)
+
+
+def test_wide_heads(ops_on, at):
+    """Of 48 and 70 columns: what the kernels of whole waves leave to others, between steps that they take."""
+    p, source = begin(3, 32)
+    z, y, again, qkv, out = p.slot(9, 48), p.slot(9, 70), p.slot(9, 48), p.slot(9, 210), p.result(9, 32)
+    p.linear(p.view(source), p.view(qkv), torch.randn(210, 32) / 6)
+    with p.together():
+        p.linear(p.view(source), p.view(out), torch.randn(32, 32) / 6)
+        p.qkv_attention(p.view(source), p.view(z), torch.randn(144, 32) / 6, torch.randn(144), 1, 0.2)
+        p.step(w.ATTENTION, *(p.view(qkv, col0=70 * i) for i in range(3)), p.view(y), 1, 70, w.bits(0.2))
+    p.linear(p.view(z), p.view(out), torch.randn(32, 48) / 7, accumulate=True)
+    p.step(w.ATTENTION, p.view(z), p.view(qkv), p.view(qkv, col0=80), p.view(again), 1, 48, w.bits(0.2))
+    p.linear(p.view(y), p.view(out), torch.randn(32, 70) / 8, accumulate=True)
+    p.linear(p.view(again), p.view(out), torch.randn(32, 48) / 7, accumulate=True)
+    check(ops_on, at, p, 2, seed=6)
 
 
 @pytest.mark.parametrize("how", ["waves", "persistent"])
@@ -156,13 +172,13 @@ def test_few_blocks_take_many_tasks_in_turn(ops_on):
             check(ops_on, (80, torch.float16), p, 2, ways=["persistent"], seed=count)
 
 
-def test_what_does_not_fit_a_wave_is_named(ops_on):
+def test_a_step_that_no_kernel_takes_is_named(ops_on):
     images = torch.randn(1, 1, 3, 3, dtype=torch.float16, device=ops_on.device)
-    p = fused_mlp()
-    blob = p.blob().to(images)
-    for how in ("waves", "persistent"):
-        with pytest.raises(RuntimeError, match=r"step 3 \(MLP\) does not fit"):
-            ops_on.run_program(images, p.words(), blob, None, how)
+    p, source = begin(3, 200)
+    p.step(w.ATTENTION, *[p.view(source)] * 3, p.view(p.result(9, 200)), 1, 200, w.bits(0.1))
+    for how in WAYS:
+        with pytest.raises(RuntimeError, match=r"step 2 \(ATTENTION\) does not fit"):
+            ops_on.run_program(images, p.words(), p.blob().to(images), None, how)
 
 
 def test_wrong_arguments_are_refused(ops_on):
