@@ -5,7 +5,12 @@
 
 #include "emulator.h"
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719,
+};
 using cudaStream_t = struct CUstream_st*;
 
 inline const char* cudaGetErrorString(cudaError_t status) {

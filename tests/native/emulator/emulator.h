@@ -1,11 +1,14 @@
 // A CUDA device in plain C++, so that the sources of kernels/cuda run, and are tested, without one.
 //
-// The headers of this folder come first on the include path: they stand for the CUDA headers, for ptx.cuh, launch.cuh and
-// device.h, and leave everything else as it is. Each CUDA thread is a fiber (fiber.h), all on the OS thread that
-// launches. A fiber runs until it meets others: at an instruction of its warp, at a barrier of its block, at a load that
-// waits for another block; whose turn it then is depends on a seed. What real hardware leaves to chance is set to do
-// harm: shared memory begins as NaN and ends in a page that cannot be touched, copies to shared memory land when they are
-// waited for and not before. Every fault ends the launch with an error that says which threads were where.
+// The headers of this folder come first on the include path: they stand for the CUDA headers, for ptx.cuh, wgmma.cuh,
+// launch.cuh and device.h, and leave everything else as it is. Each CUDA thread is a fiber (fiber.h), all on the OS thread
+// that launches. A fiber runs until it meets others: at an instruction of its warp, at a barrier of its block, at a load
+// that waits for another block; whose turn it then is depends on a seed (machine.cpp).
+//
+// What real hardware leaves to chance is set to do harm: shared memory begins as NaN (memory.cpp), copies to it land when
+// they are waited for and not before, and products of warpgroups likewise (warpgroup.cpp); tensors end at a page that cannot
+// be touched (fence.cpp). Every access of device code is looked at (races.cpp). A fault ends the launch with an error that
+// says which threads were where.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -32,7 +32,10 @@ void on_signal(int number, siginfo_t*, void* context) {
     machine.late = true;
     return;
   }
-  if (current == nullptr) return;
+  if (current == nullptr) {  // no thread of the device: not ours
+    for (int i = 0; i < count; ++i) sigaction(signals[i], &before[i], nullptr);
+    return;
+  }
   caught = number;
 #if defined(__x86_64__)
   auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;

@@ -63,7 +63,8 @@ __global__ void product_kernel(ProductParams p) {
 template <Level level, class T>
 cudaError_t run(const ProductParams& params, bool by_rows, const Context& context) {
   const int bytes = (64 + 64) * padded<T>(slice) * static_cast<int>(sizeof(T));
-  return launch(by_rows ? product_kernel<level, T, true> : product_kernel<level, T, false>, params, {1, 128, bytes}, context);
+  const auto kernel = by_rows ? product_kernel<level, T, true> : product_kernel<level, T, false>;
+  return launch(kernel, params, {1, 128, bytes}, context);
 }
 
 }  // namespace

@@ -116,7 +116,8 @@ void check(Touched& number, Touch touch, const void* code, uint32_t since, const
   const bool write = touch == Touch::write;
   const char* const what = write ? "writes" : "reads";
   if (!ordered(number.write, me, since)) report(where, byte, described(number.write, "writes"), described(now, what));
-  if (touch == Touch::async_read && number.write.time >= since && lane_of(block, number.write).fences == number.write.fences)
+  const bool async = touch == Touch::async_read && number.write.time >= since;
+  if (async && lane_of(block, number.write).fences == number.write.fences)
     fault("shared memory, byte %zu: %s without fence_async_proxy() before %s", byte,
           described(number.write, "writes").c_str(), described(now, "reads").c_str());
   if (!write) return note_read(number.read, now, me, since);

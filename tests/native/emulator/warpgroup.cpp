@@ -25,7 +25,8 @@ const unsigned char* place_of(const void* tile, int row, int byte) {
 
 void read_rows(const void* tile, int first, int rows, const void* code) {
   for (int row = first; row < first + rows; ++row)
-    for (int byte = 0; byte < step_bytes; byte += 16) touched_shared(place_of(tile, row, byte), 16, Touch::async_read, code);
+    for (int byte = 0; byte < step_bytes; byte += 16)
+      touched_shared(place_of(tile, row, byte), 16, Touch::async_read, code);
 }
 
 // Each lane looks at its share of what the warp reads.
@@ -71,8 +72,8 @@ void require_agreement(Site site) {
     const size_t place = product.number;
     if (place == log.size()) log.push_back(product);
     if (log[place].a != product.a || log[place].b != product.b)
-      fault("block %u, thread %u: product %zu of a warpgroup, which ends at %s:%d, has other operands than for another thread",
-            me.block.x, me.index.x, place, site.file, site.line);
+      fault("block %u, thread %u: product %zu of a warpgroup, which ends at %s:%d, has other operands than for "
+            "another thread", me.block.x, me.index.x, place, site.file, site.line);
   }
 }
 
