@@ -71,6 +71,14 @@ def test_threads_that_wait_for_each_other(emulated_ops, name, seed):
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_memory_may_be_used_again_behind_a_barrier_of_the_grid(emulated_ops, seed):
+    x, out = run(emulated_ops, "write_after_reads<true>", 4, seed=seed)
+    assert torch.equal(out, torch.cat([x[:THREADS].repeat(3), torch.zeros(THREADS)]))
+    with pytest.raises(RuntimeError, match="a race in global memory"):
+        run(emulated_ops, "write_after_reads<false>", 4, seed=seed)
+
+
 @pytest.mark.parametrize(("name", "message"), [
     ("copy_without_wait", r"ended before its copies.*copy_16 at .*mistakes.cu:\d+"),
     ("two_barriers", r"waits at the barrier of .*mistakes.cu:\d+ and thread \d+ at that of .*mistakes.cu:\d+"),

@@ -148,6 +148,24 @@ __global__ void reverse_in_grid(MistakeParams p) {
   p.out[i] = p.in[p.counter[all - i]];
 }
 
+// All blocks but the last read what all write later; the last goes from barrier to barrier.
+template <bool barrier>
+__global__ void write_after_reads(MistakeParams p) {
+  const unsigned i = blockIdx.x * threads + threadIdx.x;
+  if (blockIdx.x == 0) p.counter[1 + threadIdx.x] = threadIdx.x;
+  for (unsigned round = 1; round <= 2; ++round) {
+    if (blockIdx.x + 1 < gridDim.x) __syncthreads();
+    if (threadIdx.x == 0 && (barrier || round == 1)) {
+      add_release(p.counter, 1);
+      while (load_acquire(p.counter) < round * gridDim.x) {
+      }
+    }
+    __syncthreads();
+    if (round == 1 && blockIdx.x + 1 < gridDim.x) p.out[i] = p.in[p.counter[1 + threadIdx.x]];
+  }
+  if (blockIdx.x + 1 == gridDim.x) p.counter[1 + threadIdx.x] = 0, p.out[i] = 0;
+}
+
 __global__ void same_number_twice(MistakeParams p) { p.out[threadIdx.x] = static_cast<float>(blockIdx.x); }
 
 // ---- warpgroups: out[t] = in[row of sum 0 of thread t], as the product of rows of one number and (1, 0, 0, ...) ----
@@ -188,6 +206,7 @@ const Case cases[] = {
     CASE(endless_loop), CASE(endless_reading), CASE(endless_stack),
     CASE(reverse_in_grid<Arrive::all>), CASE(reverse_in_grid<Arrive::not_all>),
     CASE(reverse_in_grid<Arrive::nobody>), CASE(same_number_twice),
+    CASE(write_after_reads<true>), CASE(write_after_reads<false>),
     CASE(multiply_in_warpgroup<Slip::none>), CASE(multiply_in_warpgroup<Slip::no_fence>),
     CASE(multiply_in_warpgroup<Slip::no_barrier>), CASE(multiply_in_warpgroup<Slip::too_early>),
     CASE(multiply_in_warpgroup<Slip::absent>), CASE(multiply_in_warpgroup<Slip::misaligned>),
@@ -200,7 +219,7 @@ cudaError_t mistake(const std::string& name, const MistakeParams& params, int bl
   const auto* const found = std::find_if(std::begin(cases), std::end(cases),
                                          [&](const Case& made) { return name == made.name; });
   if (found == std::end(cases)) return cudaErrorInvalidValue;
-  const bool cooperative = name.rfind("reverse_in_grid", 0) == 0;
+  const bool cooperative = name.rfind("reverse_in_grid", 0) == 0 || name.rfind("write_after", 0) == 0;
   return launch(found->kernel, params, {blocks, threads, shared_bytes, cooperative}, context);
 }
 

@@ -18,7 +18,7 @@
 namespace emulator {
 namespace {
 
-constexpr int several = 2000, several_blocks = -1;
+constexpr int several = 2000;
 constexpr int several_of(int warp) { return 1024 + warp; }
 constexpr int warp_of(int thread) { return thread < 1024 ? thread / 32 : thread - 1024; }
 
@@ -64,9 +64,7 @@ std::string described(const Access& access, const char* what) {
   const bool one = access.thread < 1024;
   std::string text = access.thread == several ? "threads" : one ? "thread " : "lanes of warp ";
   if (access.thread != several) text += std::to_string(one ? access.thread : warp_of(access.thread));
-  const auto block = static_cast<int>(access.block);
-  return (block == several_blocks ? "several blocks" : "block " + std::to_string(block)) + ", " + text + " " + what +
-         " at " + line_of(access.code);
+  return "block " + std::to_string(access.block) + ", " + text + " " + what + " at " + line_of(access.code);
 }
 
 [[noreturn]] void report(const char* where, size_t byte, const std::string& first, const std::string& second) {
@@ -74,15 +72,11 @@ std::string described(const Access& access, const char* what) {
         second.c_str());
 }
 
-// Whether all other blocks, or one, were done with epoch `time` as far as this thread can know.
+// Whether another block was done with its epoch `time` as far as this thread can know.
 bool known(const Lane& me, uint32_t block, uint32_t time) {
   const Block& own = *me.warp->block;
-  const auto done = [&](const Knowledge& of, size_t b) { return b < of.size() && of[b] > time; };
-  const bool fresh = me.acquired == own.epoch;
-  if (static_cast<int>(block) != several_blocks) return done(own.known, block) || (fresh && done(own.learnt, block));
-  for (size_t b = 0; b < own.known.size(); ++b)
-    if (b != own.number && !done(own.known, b) && !(fresh && done(own.learnt, b))) return false;
-  return own.epoch > time;
+  const auto done = [&](const Knowledge& of) { return block < of.size() && of[block] > time; };
+  return done(own.known) || (me.acquired == own.epoch && done(own.learnt));
 }
 
 bool ordered(const Access& before, const Lane& me, uint32_t since) {
@@ -93,15 +87,24 @@ bool ordered(const Access& before, const Lane& me, uint32_t since) {
   return warp_of(before.thread) == warp.number && before.warp_time < warp.epoch;
 }
 
-void note_read(Access& read, const Access& now, const Lane& me, uint32_t since) {
-  const bool together = !ordered(read, me, since);
+// In a grid whose blocks know nothing of each other, one read of another block is enough to make a write a race.
+void keep_read(Touched& number) {
+  auto& others = number.reads_of_others;
+  if (!others) others = std::make_unique<std::vector<Access>>();
+  const auto same = std::find_if(others->begin(), others->end(),
+                                 [&](const Access& read) { return read.block == number.read.block; });
+  if (same != others->end()) *same = number.read;
+  else if (others->empty() || machine.launch->cooperative) others->push_back(number.read);
+}
+
+void note_read(Touched& number, const Access& now, const Lane& me, uint32_t since) {
   int thread = now.thread;
-  uint32_t block = now.block;
-  if (together && read.block != now.block) block = several_blocks, thread = several;
-  else if (together) thread = warp_of(read.thread) == me.warp->number ? several_of(me.warp->number) : several;
-  read = now;
-  read.thread = thread;
-  read.block = block;
+  if (!ordered(number.read, me, since)) {
+    if (number.read.block != now.block) keep_read(number);
+    else thread = warp_of(number.read.thread) == me.warp->number ? several_of(me.warp->number) : several;
+  }
+  number.read = now;
+  number.read.thread = thread;
 }
 
 const Lane& lane_of(const Block& block, const Access& access) {
@@ -120,8 +123,13 @@ void check(Touched& number, Touch touch, const void* code, uint32_t since, const
   if (async && lane_of(block, number.write).fences == number.write.fences)
     fault("shared memory, byte %zu: %s without fence_async_proxy() before %s", byte,
           described(number.write, "writes").c_str(), described(now, "reads").c_str());
-  if (!write) return note_read(number.read, now, me, since);
-  if (!ordered(number.read, me, since)) report(where, byte, described(number.read, "reads"), described(now, what));
+  if (!write) return note_read(number, now, me, since);
+  const auto follow = [&](const Access& read) {
+    if (!ordered(read, me, since)) report(where, byte, described(read, "reads"), described(now, what));
+  };
+  follow(number.read);
+  if (number.reads_of_others) std::for_each(number.reads_of_others->begin(), number.reads_of_others->end(), follow);
+  number.reads_of_others.reset();
   number.write = now;
 }
 

@@ -1,6 +1,7 @@
 // Who touched which number last, and whether something orders the next access after it. See races.cpp.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <unordered_map>
 #include <vector>
 
@@ -23,6 +24,7 @@ enum class Touch { read, write, async_read };  // async_read: by instructions of
 
 struct Touched {
   Access write, read;
+  std::unique_ptr<std::vector<Access>> reads_of_others;  // of one for each block besides that of `read`
 };
 
 // Epochs of blocks are numbers that no other block ever has, so that nothing needs to be reset.
