@@ -10,7 +10,7 @@ constexpr int most_threads = 128;
 
 template <class T>
 __global__ void __launch_bounds__(most_threads) sum_norm_kernel(SumNormParams params) {
-  const int index = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32);
+  const int index = static_cast<int>(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);  // threads are not counted: 2^32
   if (index < params.batch * params.rows) sum_norm_task<T>(params, index);
 }
 
