@@ -87,7 +87,7 @@ __device__ __forceinline__ void apply_pattern_task(const ApplyPatternParams& p, 
 }
 
 template <Level level, class T>
-__global__ void __launch_bounds__(256) apply_pattern_kernel(ApplyPatternParams params) {
+__global__ void __launch_bounds__(256, 2) apply_pattern_kernel(ApplyPatternParams params) {
   apply_pattern_task<level, T>(params, blockIdx.x);
 }
 
