@@ -29,7 +29,7 @@ constexpr int64_t version = 2;
 
 enum class Op : int64_t {
   patches = 1, linear, sum_norm, attention, apply_pattern, mean_rows, fill,
-  qkv_attention, mlp  // CUDA alone
+  qkv_attention, mlp, norm_linear  // CUDA alone
 };
 enum class Space : int64_t { arena = 0, constant = 1, result = 2 };
 
@@ -92,6 +92,11 @@ struct Mlp {  // dst = gelu(norm(sum) W1^T + b1) W2^T + b2, sum if wanted; bias2
   int64_t weight1_offset, bias1_offset, weight2_offset, bias2_offset, offset_offset, offset_rows;
   View sum, dst;  // then the views that the sum adds, then those that it takes away
 };
+struct NormLinear {  // dst = activation(norm(sum) W^T + b), sum if wanted; bias_offset, offset_offset -1: none
+  int64_t adds, minuses, width, eps_bits, offset_offset, offset_rows;
+  View sum, dst;
+  int64_t outputs, packed_offset, bias_offset, bias_rows, activation;  // bias_rows 1; then the views, as in Mlp
+};
 
 template <class T>
 VITSPARSE_HD T read(const int64_t* words) {
@@ -152,8 +157,10 @@ inline int64_t wave_count(Words program) {
 VITSPARSE_HD inline View source_of_sum(const int64_t* operands, int64_t i) {
   return read<View>(operands + words_of<SumNorm> + i * words_of<View>);
 }
-VITSPARSE_HD inline View source_of_mlp(const int64_t* operands, int64_t i) {
-  return read<View>(operands + words_of<Mlp> + i * words_of<View>);
+// Of a step that makes a sum for itself: Mlp, NormLinear.
+template <class T>
+VITSPARSE_HD View source_behind(const int64_t* operands, int64_t i) {
+  return read<View>(operands + words_of<T> + i * words_of<View>);
 }
 // The words of the first part of a SUM_NORM step.
 VITSPARSE_HD inline const int64_t* parts_of_sum(const int64_t* operands) {

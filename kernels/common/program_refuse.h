@@ -10,9 +10,9 @@ namespace vitsparse::format {
 inline const char* name_of(Op op) {
   static const char* names[] = {"PATCHES",       "LINEAR",    "SUM_NORM", "ATTENTION",
                                 "APPLY_PATTERN", "MEAN_ROWS", "FILL",     "QKV_ATTENTION",
-                                "MLP"};
+                                "MLP",           "NORM_LINEAR"};
   const int64_t code = static_cast<int64_t>(op);
-  return code >= 1 && code <= 9 ? names[code - 1] : "unknown";
+  return code >= 1 && code <= 10 ? names[code - 1] : "unknown";
 }
 
 // `step` -1: the fault lies outside of the steps. Throws std::invalid_argument.

@@ -127,8 +127,11 @@ class Validator {
       case Op::mlp:
         require_fused(step.op);
         return check_mlp(step);
+      case Op::norm_linear:
+        require_fused(step.op);
+        return check_norm_linear(step);
     }
-    fail("opcode", "1 to 9", static_cast<int64_t>(step.op));
+    fail("opcode", "1 to 10", static_cast<int64_t>(step.op));
   }
   void require_fused(Op op) const {
     require(target_.fused_steps, "opcode", "1 to 7: this step is not for this backend", static_cast<int64_t>(op));
@@ -202,9 +205,7 @@ class Validator {
       check_written(written, width);
       require_equal("rows of the destination", rows, written.rows);
     }
-    if (part.offset_offset == -1) return;
-    if (part.offset_rows != 1) require_equal("offset rows (if not 1)", rows, part.offset_rows);
-    require_weights("offset", part.offset_offset, part.offset_rows * width);
+    check_offset(part.offset_offset, part.offset_rows, rows, width);
   }
 
   void check(const Attention& s) const {
@@ -249,32 +250,52 @@ class Validator {
     if (s.bias_offset != -1) require_weights("bias offset", s.bias_offset, 3 * columns);
   }
 
-  void check_mlp(const Step& step) const {
-    require(step.count >= words_of<Mlp>, "operand count", "at least 20", step.count);
-    const auto s = read<Mlp>(step.operands);
-    const int64_t views = (step.count - words_of<Mlp>) / words_of<View>;
+  // A step that makes a sum for itself, and whose sources follow its operands.
+  template <class T>
+  T check_gathered(const Step& step) const {
+    require(step.count >= words_of<T>, "operand count", "words for all operands", step.count);
+    const auto s = read<T>(step.operands);
+    const int64_t views = (step.count - words_of<T>) / words_of<View>;
     require_range("number of terms added", 0, views, s.adds);
     require_range("number of terms taken away", 0, views - s.adds, s.minuses);
-    require_equal("operand count", words_of<Mlp> + (s.adds + s.minuses) * words_of<View>, step.count);
-    require_extent("hidden units", s.hidden);
+    require_equal("operand count", words_of<T> + (s.adds + s.minuses) * words_of<View>, step.count);
+    require_extent("width", s.width);
     require_extent("outputs", s.outputs);
     check_written(s.dst, s.outputs);
     const int64_t rows = s.dst.rows;
-    if (s.sum.wanted()) check_written(s.sum, s.width);
-    require_extent("width", s.width);
-    if (s.sum.wanted()) require_equal("rows of the sum", rows, s.sum.rows);
+    if (s.sum.wanted()) {
+      check_written(s.sum, s.width);
+      require_equal("rows of the sum", rows, s.sum.rows);
+    }
     for (int64_t i = 0; i < s.adds + s.minuses; ++i) {
-      const View source = source_of_mlp(step.operands, i);
+      const View source = source_behind<T>(step.operands, i);
       check_view("source", source, s.width);
       require_equal("rows of a source", rows, source.rows);
     }
+    check_offset(s.offset_offset, s.offset_rows, rows, s.width);
+    return s;
+  }
+  void check_offset(int64_t offset, int64_t offset_rows, int64_t rows, int64_t width) const {
+    if (offset == -1) return;
+    if (offset_rows != 1) require_equal("offset rows (if not 1)", rows, offset_rows);
+    require_weights("offset", offset, offset_rows * width);
+  }
+
+  void check_mlp(const Step& step) const {
+    const Mlp s = check_gathered<Mlp>(step);
+    require_extent("hidden units", s.hidden);
     require_matrix("first weight offset", s.weight1_offset, s.hidden, s.width);
     require_weights("first bias offset", s.bias1_offset, s.hidden);
     require_matrix("second weight offset", s.weight2_offset, s.outputs, s.hidden);
     if (s.bias2_offset != -1) require_weights("second bias offset", s.bias2_offset, s.outputs);
-    if (s.offset_offset == -1) return;
-    if (s.offset_rows != 1) require_equal("offset rows (if not 1)", rows, s.offset_rows);
-    require_weights("offset", s.offset_offset, s.offset_rows * s.width);
+  }
+
+  void check_norm_linear(const Step& step) const {
+    const NormLinear s = check_gathered<NormLinear>(step);
+    require_matrix("packed offset", s.packed_offset, s.outputs, s.width);
+    require_equal("bias rows", 1, s.bias_rows);
+    if (s.bias_offset != -1) require_weights("bias offset", s.bias_offset, s.outputs);
+    require_range("activation", 0, 1, s.activation);
   }
 
   Words program_;

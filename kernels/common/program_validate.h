@@ -6,7 +6,7 @@ namespace vitsparse::format {
 
 struct Target {
   int64_t (*matrix_size)(int64_t outputs, int64_t inputs);  // numbers that a weight matrix takes
-  bool fused_steps;                                         // QKV_ATTENTION and MLP exist
+  bool fused_steps;                                         // QKV_ATTENTION, MLP and NORM_LINEAR exist
 };
 
 // What a caller must supply and will get.

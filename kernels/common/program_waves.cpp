@@ -66,7 +66,8 @@ class WaveChecker {
       case Op::mean_rows: return collect(read<MeanRows>(step.operands));
       case Op::fill: return collect(read<Fill>(step.operands));
       case Op::qkv_attention: return collect(read<QkvAttention>(step.operands));
-      case Op::mlp: return collect_mlp(step.operands);
+      case Op::mlp: return collect_gathered<Mlp>(step.operands);
+      case Op::norm_linear: return collect_gathered<NormLinear>(step.operands);
     }
   }
   void collect(const Patches& s) {
@@ -94,9 +95,10 @@ class WaveChecker {
     reads(s.src, s.inputs);
     writes(s.dst, s.heads * s.head_dim);
   }
-  void collect_mlp(const int64_t* operands) {
-    const auto s = read<Mlp>(operands);
-    for (int64_t i = 0; i < s.adds + s.minuses; ++i) reads(source_of_mlp(operands, i), s.width);
+  template <class T>
+  void collect_gathered(const int64_t* operands) {
+    const auto s = read<T>(operands);
+    for (int64_t i = 0; i < s.adds + s.minuses; ++i) reads(source_behind<T>(operands, i), s.width);
     if (s.sum.wanted()) writes(s.sum, s.width);
     writes(s.dst, s.outputs);
   }

@@ -118,7 +118,8 @@ class Machine {
       case Op::fill: return use(operation(format::read<format::Fill>(step.operands), slice));
       case Op::sum_norm:
       case Op::qkv_attention:  // not on CPU: no valid program has them
-      case Op::mlp: return;
+      case Op::mlp:
+      case Op::norm_linear: return;
     }
   }
   CutPatches operation(format::Patches s, const Slice* slice) const {

@@ -33,7 +33,7 @@ SumNormParams mlp_input_of(const ProgramBase& base, const int64_t* operands) {
   params.count = static_cast<int>(s.adds);
   params.minuses = static_cast<int>(s.minuses);
   for (int64_t i = 0; i < s.adds + s.minuses; ++i)
-    params.sources[i] = view_of(base, format::source_of_mlp(operands, i));
+    params.sources[i] = view_of(base, format::source_behind<format::Mlp>(operands, i));
   params.offset = base.weights_or_null(s.offset_offset);
   params.offset_stride = s.offset_rows == 1 ? 0 : s.width;
   params.sum = view_of(base, s.sum);
@@ -119,6 +119,7 @@ cudaError_t launch_step(const ProgramRun& run, const ProgramBase& host, const fo
     case Op::mean_rows: return mean_rows(mean_rows_of(host, step.operands), context);
     case Op::fill: return fill(fill_of(host, step.operands), context);
     case Op::mlp: return launch_mlp(host, step, context);
+    case Op::norm_linear: break;
   }
   return cudaErrorInvalidValue;
 }

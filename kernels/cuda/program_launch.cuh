@@ -60,7 +60,8 @@ class ProgramLaunches {
       case Op::mean_rows:
         return {mean_rows_tasks(mean_rows_of(host_, step.operands)), mean_rows_shared(program_threads)};
       case Op::fill: return {fill_tasks<T>(fill_of(host_, step.operands)), 0};
-      case Op::mlp: break;
+      case Op::mlp:
+      case Op::norm_linear: break;
     }
     return {0, 0, false, false};
   }

@@ -99,18 +99,33 @@ class Oracle:
     def mlp(self, words: Iterator[int]) -> None:
         adds, minuses, width, eps, hidden, outputs, weight1, bias1, weight2, bias2, offset, rows = take(words, 12)
         total, dst = take(words, 4), take(words, 4)
-        terms = [self.view(take(words, 4), width) * (1 if i < adds else -1) for i in range(adds + minuses)]
-        if offset != -1:
-            terms.append(self.constant(offset, rows, width)[None])
-        results = reference.sum_norm(terms, None, as_float(eps))
+        results = self.gathered(words, adds, minuses, width, eps, (offset, rows))
         y = reference.linear(results[1], self.matrix(weight1, hidden, width), self.constant(bias1, hidden), "gelu")
         self.write(total, results[0])
         self.write(dst, reference.linear(y, self.matrix(weight2, outputs, hidden), self.constant(bias2, outputs)))
 
+    def norm_linear(self, words: Iterator[int]) -> None:
+        adds, minuses, width, eps, offset, rows = take(words, 6)
+        total, dst = take(words, 4), take(words, 4)
+        outputs, packed, bias, _, gelu = take(words, 5)
+        results = self.gathered(words, adds, minuses, width, eps, (offset, rows))
+        self.write(total, results[0])
+        self.write(dst, reference.linear(results[1], self.matrix(packed, outputs, width), self.constant(bias, outputs),
+                                         "gelu" if gelu else "none"))
+
+    def gathered(self, words: Iterator[int], adds: int, minuses: int, width: int, eps: int,
+                 offset: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Sum and norm of the views that come next in ``words``."""
+        terms = [self.view(take(words, 4), width) * (1 if i < adds else -1) for i in range(adds + minuses)]
+        if offset[0] != -1:
+            terms.append(self.constant(offset[0], offset[1], width)[None])
+        return reference.sum_norm(terms, None, as_float(eps))
+
 
 _STEPS = {w.PATCHES: Oracle.patches, w.LINEAR: Oracle.linear, w.SUM_NORM: Oracle.sum_norm,
           w.ATTENTION: Oracle.attention, w.APPLY_PATTERN: Oracle.apply_pattern, w.MEAN_ROWS: Oracle.mean_rows,
-          w.FILL: Oracle.fill, w.QKV_ATTENTION: Oracle.qkv_attention, w.MLP: Oracle.mlp}
+          w.FILL: Oracle.fill, w.QKV_ATTENTION: Oracle.qkv_attention, w.MLP: Oracle.mlp,
+          w.NORM_LINEAR: Oracle.norm_linear}
 
 
 def take(words: Iterator[int], count: int) -> list[int]:

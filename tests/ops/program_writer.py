@@ -17,7 +17,7 @@ from torch import Tensor
 from vitsparse import _core
 
 MAGIC, VERSION = 0x76737067, 2
-PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL, QKV_ATTENTION, MLP = range(1, 10)
+PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL, QKV_ATTENTION, MLP, NORM_LINEAR = range(1, 11)
 ARENA, CONSTANT, RESULT = range(3)
 NONE = (-1, 0, 0, 0)
 
@@ -124,6 +124,15 @@ class ProgramWriter:
         self.step(MLP, len(adds), len(minuses), first.shape[1], bits(eps), len(first), len(second), self.pack(first),
                   self.store(bias1), self.pack(second), self.store(bias2[0]) if bias2 else -1,
                   -1 if offset is None else self.store(offset), rows, total, dst, *adds, *minuses)
+
+    def norm_linear(self, adds, minuses, dst, weights: tuple[Tensor, ...], *, offset: Tensor | None = None, total=NONE,
+                    gelu=False) -> None:
+        """``weights``: weight and bias, or weight alone. The norm's epsilon is 1e-5."""
+        weight, *bias = weights
+        rows = 1 if offset is None or offset.dim() == 1 else len(offset)
+        self.step(NORM_LINEAR, len(adds), len(minuses), weight.shape[1], bits(1e-5),
+                  -1 if offset is None else self.store(offset), rows, total, dst, len(weight), self.pack(weight),
+                  self.store(bias[0]) if bias else -1, 1, int(gelu), *adds, *minuses)
 
     def words(self) -> Tensor:
         header = [MAGIC, VERSION, len(self.slots), len(self.steps)]
