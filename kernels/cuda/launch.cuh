@@ -13,7 +13,8 @@ template <class Params>
 cudaError_t launch(void (*kernel)(Params), const Params& params, const Grid& grid, const Context& context) {
   if (grid.blocks == 0) return cudaSuccess;  // a grid of no blocks is an error
   if (grid.shared_bytes > 48 * 1024) {       // more than any device gives unasked
-    const auto set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
+    // Not what this launch needs: another thread may be between asking for its own and launching.
+    const auto set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, context.shared_limit);
     if (set != cudaSuccess) return set;
   }
   cudaLaunchAttribute attribute{};

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ class PretendedGraph:
     """Replays by calling."""
 
     def __init__(self, run, images, output):
-        self.replay = lambda: output.copy_(run(images))
+        self.replay = torch.no_grad()(lambda: output.copy_(run(images)))
 
 
 class Streams:
@@ -109,6 +110,31 @@ def test_calls_wait_for_each_other(sparse, recorded):
     assert streams.log[-3:] == ["record", "wait", "record"]
 
 
+def test_images_that_require_gradients(sparse, recorded):
+    with torch.no_grad():
+        captured = Captured(sparse, IMAGES)
+    assert not captured(IMAGES.clone().requires_grad_()).requires_grad
+    assert not captured.input.requires_grad
+
+
+def test_threads_do_not_disturb_each_other(sparse, recorded):
+    captured, found = Captured(sparse, IMAGES), {}
+
+    def call(position):
+        for _ in range(20):
+            found.setdefault(position, []).append(captured(IMAGES[:1 + position % 3] + position))
+
+    threads = [threading.Thread(target=call, args=(position,)) for position in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for position, results in found.items():
+        expected = sparse(IMAGES[:1 + position % 3] + position).detach()
+        for result in results:
+            torch.testing.assert_close(result.detach(), expected)
+
+
 def test_of_several_ways_the_fastest_is_kept(sparse, recorded, monkeypatch):
     monkeypatch.setattr(type(sparse), "ways", lambda self, images: dict.fromkeys(("slow", "fast", "fair"), self))
     cost = {"slow": 3.0, "fast": 1.0, "fair": 2.0}
@@ -147,15 +173,30 @@ def test_bad_arguments(sparse, recorded):
         Captured(sparse.eval(), torch.zeros(1, 3, 9, 9))
 
 
+@pytest.fixture
+def streams(monkeypatch):
+    """torch.cuda without a GPU: the streams that were set."""
+    found: list[object] = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_stream", found.append)
+    return found
+
+
+def test_what_is_recorded_in_inference_mode_serves_outside(streams):
+    with torch.inference_mode():
+        recording = record(torch.neg, IMAGES + 0, "steps")
+    recording.input.copy_(IMAGES)
+
+
 @pytest.mark.parametrize(("error", "says"), [
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), "smaller batch"),
     (RuntimeError("operation not permitted when stream is capturing\nmore"), "not permitted when stream is capturing")])
-def test_what_cannot_be_recorded(monkeypatch, error, says):
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-
+def test_what_cannot_be_recorded(streams, error, says):
     def run(images):
         raise error
 
@@ -163,3 +204,4 @@ def test_what_cannot_be_recorded(monkeypatch, error, says):
         record(run, IMAGES, "steps")
     assert "capture: steps" in str(caught.value)
     assert "more" not in str(caught.value)
+    assert streams == [torch.cuda.current_stream()]

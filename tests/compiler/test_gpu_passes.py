@@ -88,11 +88,10 @@ def test_norms_are_made_by_their_only_reader():
     plan = front(case.model.config, case.circuit, case.ablation.stacked(case.circuit.graph), case.state)
     plan = back(plan, "gpu_norm")
     kinds = [type(step).__name__ for step in plan.steps]
-    assert kinds == ["Embed", *["QkvAttention", "Linear", "NormLinear", "Linear"] * 3, "SumNorm"]
+    assert kinds == ["Embed", *["NormLinear", "Attention", "Linear", "NormLinear", "Linear"] * 3, "SumNorm"]
     assert not any(name.startswith("n.m") for name in plan.values)
-    totals = [part.total for step in plan.steps if isinstance(step, NormLinear) for part in (step.input,)]
-    assert all(view in step.writes for view, step in zip(totals, [s for s in plan.steps if isinstance(s, NormLinear)],
-                                                         strict=True))
+    joined = [step for step in plan.steps if isinstance(step, NormLinear)]
+    assert all(step.input.total in step.writes for step in joined[1:])  # which others start from
     crowded = after(case_of("full", config=ViTConfig(img_size=8, patch_size=2, num_classes=5, embed_dim=24, depth=4,
                                                      num_heads=3), graph=Graph(4, 3)), "narrow_tokens")
     for step in fuse_norms(crowded).steps:  # no sums are shared yet: late readers add up many senders
@@ -114,5 +113,4 @@ def test_names_of_what_was_joined_twice():
 
 
 def test_targets_begin_alike():
-    assert TARGETS["gpu"] == GPU_PASSES
-    assert TARGETS["gpu_mlp"][:-1] == TARGETS["gpu_norm"][:-1] == GPU_PASSES
+    assert all(passes[:len(GPU_PASSES)] == GPU_PASSES for name, passes in TARGETS.items() if name != "cpu")

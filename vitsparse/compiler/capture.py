@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ class Captured:
     """A sparse model that replays CUDA graphs; made by :meth:`SparseViT.capture`.
 
     Called with images [B, C, S, S] it returns their logits [B, num_classes], in memory of their own. Images of a new
-    shape, and changed parameters, are recorded anew by themselves; ``how`` is the way that was taken. Calls on several
-    streams wait for each other, because a graph has one input and one output. No gradients.
+    shape, and changed parameters, are recorded anew by themselves; ``how`` is the way that was taken. Calls from
+    several threads or on several streams wait for each other: a graph has one input and one output. No gradients.
     """
 
     def __init__(self, model: SparseViT, images: Tensor, how: str = "auto"):
@@ -48,17 +49,21 @@ class Captured:
         self._model, self._wanted, self._recordings = model, how, {}
         self._done: torch.cuda.Event | None = None
         self._compiled: object = None
+        self._lock = threading.Lock()
         self._current = self._recording(images)
 
     def __call__(self, images: Tensor) -> Tensor:
         """The logits of ``images``."""
-        current = self._current = self._recording(images)
-        self._wait()
-        current.input.copy_(images)
-        current.graph.replay()
-        logits = current.output.clone()
-        self._done = torch.cuda.current_stream(current.input.device).record_event(self._done)
-        return logits
+        with self._lock:
+            current = self._current = self._recording(images)
+            stream = torch.cuda.current_stream(images.device)
+            if self._done is not None:
+                stream.wait_event(self._done)
+            current.input.copy_(images.detach())
+            current.graph.replay()
+            logits = current.output.clone()
+            self._done = stream.record_event(self._done)
+            return logits
 
     def replay(self) -> None:
         """Run the graph that was last used on whatever :attr:`input` holds; the result is in :attr:`output`."""
@@ -83,23 +88,17 @@ class Captured:
         shapes = ", ".join(f"{shape[0]} ({recording.how})" for (shape, *_), recording in self._recordings.items())
         return f"Captured({self._model!r}, batches: {shapes})"
 
-    def _wait(self) -> None:
-        if self._done is not None:
-            torch.cuda.current_stream(self._current.input.device).wait_event(self._done)
-
     def _recording(self, images: Tensor) -> Recording:
         compiled = self._model.compiled(images)
         if compiled is not self._compiled:
-            self._compiled, self._recordings = compiled, {}
+            for recording in self._recordings.values():
+                torch.cuda.synchronize(recording.input.device)  # a graph may still run on the memory that now goes
+            self._compiled, self._recordings, self._done = compiled, {}, None
         key = images.shape, images.dtype, images.device
         if key not in self._recordings:
-            self._wait_all(images)
+            torch.cuda.synchronize(images.device)
             self._recordings[key] = self._record(images)
         return self._recordings[key]
-
-    @staticmethod
-    def _wait_all(images: Tensor) -> None:
-        torch.cuda.synchronize(images.device)
 
     def _record(self, images: Tensor) -> Recording:
         ways = self._model.ways(images)
@@ -122,16 +121,18 @@ def _attempt(run: Callable[[Tensor], Tensor], images: Tensor, how: str) -> Recor
 
 
 def record(run: Callable[[Tensor], Tensor], images: Tensor, how: str) -> Recording:
-    """``run(images)`` as a graph. Raises :class:`InputError` where it cannot be recorded; nothing else is harmed."""
-    graph, kept = torch.cuda.CUDAGraph(), images.detach().clone(memory_format=torch.contiguous_format)
+    """``run(images)`` as a graph on the current device. Raises :class:`InputError` where it cannot be recorded."""
+    with torch.inference_mode(False):  # what is made in inference mode could not be written outside of it
+        kept = images.detach().clone(memory_format=torch.contiguous_format)
+    graph, before, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
     try:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(before)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 run(kept)
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        before.wait_stream(stream)
+        # a stream of this device: torch would take one that the whole process shares
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             output = run(kept)
     except torch.OutOfMemoryError as error:
         raise InputError("the memory of the GPU does not hold a graph for this batch", where=f"capture: {how}",
@@ -140,6 +141,8 @@ def record(run: Callable[[Tensor], Tensor], images: Tensor, how: str) -> Recordi
     except RuntimeError as error:
         raise InputError("this cannot be recorded as a CUDA graph", where=f"capture: {how}", found=_first_line(error),
                          remedy="another `how`, or the model itself without capture()") from error
+    finally:
+        torch.cuda.set_stream(before)  # where a recording breaks off, torch leaves its stream in place
     return Recording(graph, kept, output, how)
 
 

@@ -44,9 +44,10 @@ def without_differences(plan: Plan) -> Plan:
     return plan.after("without_differences", steps=steps)
 
 
-GPU_PASSES: tuple[Pass, ...] = (without_differences, *BACK_PASSES, join_products, fuse_attention)
+GPU_PASSES: tuple[Pass, ...] = (without_differences, *BACK_PASSES, join_products)
 TARGETS: dict[str, tuple[Pass, ...]] = {
-    "cpu": BACK_PASSES, "gpu": GPU_PASSES, "gpu_mlp": (*GPU_PASSES, fuse_mlps), "gpu_norm": (*GPU_PASSES, fuse_norms)}
+    "cpu": BACK_PASSES, "gpu": (*GPU_PASSES, fuse_attention), "gpu_mlp": (*GPU_PASSES, fuse_attention, fuse_mlps),
+    "gpu_norm": (*GPU_PASSES, fuse_norms)}
 """What a plan is made for. ``gpu_mlp``: many rows, MLPs in one kernel, a tile of rows a block. ``gpu_norm``: few rows,
 products that spread over many blocks, which make the norms they need."""
 

@@ -38,15 +38,14 @@ class Joined(Step):
 
 @dataclass(frozen=True)
 class QkvAttention(Joined):
-    """``qkv`` and the ``attention`` that alone reads what it makes; with ``input``, its sum and norm as well."""
+    """``qkv`` and the ``attention`` that alone reads what it makes."""
 
     qkv: Linear
     attention: Attention
-    input: SumNorm | None = None
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        return (*(() if self.input is None else (self.input,)), self.qkv, self.attention)
+        return self.qkv, self.attention
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From a plan to the program that a native executor runs in one call.
 
 A program is a vector of integers (steps over slots of memory) and one blob of numbers (packed matrices, biases,
-constants); the format is in kernels/cpu/program.h.
+constants); the format is in kernels/common/program_format.h.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .steps import (
 
 MAGIC, VERSION = 0x76737067, 2
 PATCHES, LINEAR, SUM_NORM, ATTENTION, APPLY_PATTERN, MEAN_ROWS, FILL = range(1, 8)
-QKV_ATTENTION, MLP, NORM_LINEAR, NORM_QKV_ATTENTION = range(8, 12)
+QKV_ATTENTION, MLP, NORM_LINEAR = range(8, 11)
 ARENA, CONSTANT, RESULT = range(3)
 PackLinear = Callable[[np.ndarray], np.ndarray]
 
@@ -192,12 +192,8 @@ class _Lowering:
 
     def qkv_attention(self, step: QkvAttention) -> None:
         head_dim = step.attention.head_dim
-        rest = [step.attention.heads, head_dim, *self._matrix(step.qkv), float_bits(head_dim**-0.5)]
-        out = self._view(step.attention.out)
-        if step.input is None:
-            self._step(QKV_ATTENTION, [*self._view(step.qkv.source), *out, step.qkv.source.width, *rest])
-        else:
-            self._step(NORM_QKV_ATTENTION, [*self._gathered(step.input), *out, *rest, *self._sources(step.input)])
+        self._step(QKV_ATTENTION, [*self._view(step.qkv.source), *self._view(step.attention.out), step.qkv.source.width,
+                                   step.attention.heads, head_dim, *self._matrix(step.qkv), float_bits(head_dim**-0.5)])
 
     def norm_linear(self, step: NormLinear) -> None:
         weight, bias = folded_product(self.parameters, step.product)
@@ -223,7 +219,7 @@ class _Lowering:
         self.sum_norms(SumNorms((step,)))
 
     def sum_norms(self, step: SumNorms) -> None:
-        """Sources, then the parts: which sources (or parts before) each adds and takes away (kernels/cpu/program.h)."""
+        """Sources, then the parts: which sources (or parts before) each adds and takes away."""
         sources = step.reads
         index = {view: position for position, view in enumerate(sources)}
         parts: list[int] = []

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
-from types import UnionType
 
 from ..joined_steps import Mlp, NormLinear, QkvAttention
 from ..plan import Plan
@@ -35,24 +33,21 @@ def fuse_mlps(plan: Plan) -> Plan:
 
 
 def fuse_norms(plan: Plan) -> Plan:
-    """Join a sum and norm with the product or attention that alone reads it: one wave less, where launches count.
+    """Join a sum and norm with the product that alone reads it: one wave less, where launches count.
 
     Each block then adds up the rows it needs by itself, so this is for few senders.
     """
-    steps = _replaced(plan, Linear | QkvAttention, _norm_of, lambda norm, step: (
-        NormLinear(norm, step) if isinstance(step, Linear) else replace(step, input=norm)))
-    return plan.after("fuse_norms", steps=steps)
+    return plan.after("fuse_norms", steps=_replaced(plan, Linear, _norm_of, NormLinear))
 
 
-def _norm_of(step: Linear | QkvAttention, private: set[str], writer: dict[str, Step]) -> SumNorm | None:
-    product = step if isinstance(step, Linear) else step.qkv
-    norm = writer.get(product.source.name)
-    fits = (product.source.name in private and isinstance(norm, SumNorm) and norm.normed == product.source
-            and not product.accumulate and len(norm.reads) <= MOST_GATHERED)
+def _norm_of(step: Linear, private: set[str], writer: dict[str, Step]) -> SumNorm | None:
+    norm = writer.get(step.source.name)
+    fits = (step.source.name in private and isinstance(norm, SumNorm) and norm.normed == step.source
+            and not step.accumulate and len(norm.reads) <= MOST_GATHERED)
     return norm if fits else None  # type: ignore[return-value]
 
 
-def _replaced(plan: Plan, kind: type[Step] | UnionType, find: Callable, join: Callable) -> tuple[Step, ...]:
+def _replaced(plan: Plan, kind: type[Step], find: Callable, join: Callable) -> tuple[Step, ...]:
     """The steps, with what ``find`` names in front of a step of ``kind`` gone and the two joined in its place."""
     private, writer = _privates(plan), {view.name: step for step in plan.steps for view in step.writes}
     gone: set[int] = set()
