@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,12 +13,13 @@ from hypothesis import strategies as st
 
 from tests.compiler.cases import Case, case_of, cases
 from tests.tolerances import error
-from vitsparse import Graph, InputError
+from vitsparse import Circuit, Graph, InputError
 from vitsparse.compiler import runners, sparse_vit
+from vitsparse.compiler.joined_steps import Mlp
 from vitsparse.compiler.sparse_vit import SparseViT
 from vitsparse.model.config import ViTConfig
 
-WAYS = tuple(runners.WAYS)
+WAYS = tuple(how for how in runners.WAYS if how != "groups")
 HALVES = (torch.float16, torch.bfloat16)
 CONFIG = ViTConfig(img_size=8, patch_size=2, num_classes=5, embed_dim=32, depth=2, num_heads=2, init_values=0.5)
 EACH = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -65,6 +70,26 @@ def test_half_precision(on_cuda, ops_on, how, dtype, drawn):
     with torch.no_grad():
         theirs = error(plain(case.images.to(dtype)), case.exact)
     assert error(found, case.exact) <= 2 * theirs + 2 * torch.finfo(dtype).eps
+
+
+@torch.no_grad()
+def test_in_groups_of_images(on_cuda, ops_on, monkeypatch):
+    case = case_of("sparse", config=CONFIG, graph=Graph(2, 2))
+    sparse, images = on_cuda(case, torch.float32), torch.randn(11, 3, 8, 8, device=ops_on.device)
+    assert "groups" not in sparse.ways(images[:8])
+    monkeypatch.setattr(runners, "SMALLEST_GROUP", 4)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=0))
+    torch.testing.assert_close(sparse.ways(images)["groups"](images), sparse.ways(images)["steps"](images))
+
+
+def test_mlps_that_add_up_many_senders(on_cuda, ops_on):
+    config = ViTConfig(img_size=8, patch_size=2, num_classes=5, embed_dim=32, depth=4, num_heads=4)
+    keep = np.random.default_rng(1).random(Graph(4, 4).num_edges) < 0.8
+    case = case_of("full", "zero", config=config, graph=Graph(4, 4))
+    case = replace(case, circuit=Circuit(Graph(4, 4), keep))
+    plan = case.sparse("torch")._compiled.plan("logits", "gpu_mlp")
+    assert max(len(step.input.senders) for step in plan.steps if isinstance(step, Mlp)) > 8
+    assert error(by(on_cuda(case, torch.float32), "fused", case.images), case.exact) <= 1e-5
 
 
 @torch.no_grad()

@@ -11,13 +11,16 @@ from torch import Tensor
 from ..errors import InputError
 from ..ops import run_program
 from .compiled import Compiled, Packed
+from .plan import Plan
 
-WAYS = {"fused": ("steps", "gpu_mlp"), "steps": ("steps", "gpu"), "waves": ("waves", "gpu"),
+WAYS = {"fused": ("steps", "gpu_mlp"), "steps": ("steps", "gpu"), "groups": ("steps", "gpu"), "waves": ("waves", "gpu"),
         "persistent": ("persistent", "gpu")}
 """How a model runs on a GPU: launches (``ops/run_program.py``) and the plan's target. ``fused`` gives each MLP to one
-kernel, for many rows; ``steps`` is a launch for each step, ``waves`` one for all steps that may run at once, and
-``persistent`` one launch in all, for a single image."""
+kernel, for many rows; ``steps`` is a launch for each step; ``groups`` the same for a few images after the other, so
+that what a step writes is still in the cache when the next one reads it; ``waves`` is one launch for all steps that may
+run at once, and ``persistent`` one in all, for a single image."""
 WAYS_OF = {"cuda": tuple(WAYS), "triton": ("fused", "steps")}
+SMALLEST_GROUP = 8
 ROWS_PER_BLOCK = 32
 TRITON_OPS = ("linear", "sum_norm", "attention", "qkv_attention", "mlp", "apply_pattern")
 
@@ -33,6 +36,10 @@ def run_kernels(compiled: Compiled | Packed, which: str, images: Tensor, backend
         return compiled.folded(which, target).run(images, triton_ops())
     follow_torch()
     program = compiled.program(which, target)
+    if how == "groups":
+        groups = images.split(group_size(images.device, compiled.plan(which, target), images.element_size()))
+        return torch.cat([run_program.call(group, program.code, program.blob, program.device_code, launches)
+                          for group in groups])
     return run_program.call(images, program.code, program.blob, program.device_code, launches)
 
 
@@ -47,6 +54,12 @@ def usual_way(backend: str, images: Tensor, compiled: Compiled | Packed) -> str:
     if rows < ROWS_PER_BLOCK * multiprocessors(images.device):
         return "waves" if backend == "cuda" else "steps"
     return "steps" if capability(images.device) >= (9, 0) else "fused"  # separate products have wgmma there
+
+
+def group_size(device: torch.device, plan: Plan, number_bytes: int) -> int:
+    """How many images may run together so that their values fill half of the second-level cache, at least a few."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+    return max(SMALLEST_GROUP, cache // 2 // max(1, plan.memory[1] * number_bytes))
 
 
 def check_images(images: Tensor, like: Tensor, backend: str) -> None:
