@@ -91,6 +91,15 @@ def test_results_are_fresh_and_replays_are_not(backend):
 
 
 @pytest.mark.parametrize("backend", OURS)
+def test_captured_in_inference_mode_and_called_outside(backend):
+    case = case_of("sparse")
+    sparse, images = on_device(case, backend), images_of(case)
+    runner = capture(sparse, images)
+    with torch.inference_mode(False):
+        assert close(runner(images.clone().requires_grad_()), sparse(images).clone())
+
+
+@pytest.mark.parametrize("backend", OURS)
 def test_a_new_batch_size_or_dtype_is_captured_anew(backend):
     case = case_of("sparse")
     sparse, images = on_device(case, backend), images_of(case)

@@ -24,7 +24,7 @@ from .capture import Captured
 from .compiled import Compiled, Packed, refuse
 from .execute import run_plan
 from .plan import Plan
-from .runners import SMALLEST_GROUP, WAYS_OF, check_images, run_kernels
+from .runners import WAYS_OF, check_images, run_kernels
 from .sparse_files import load_sparse, save_sparse
 from .to_dense import to_dense
 from .translate import head_norm
@@ -221,8 +221,7 @@ class SparseViT(nn.Module):
         backend = self._choose()
         if backend not in WAYS_OF:
             return {"steps": self}
-        names = [how for how in WAYS_OF[backend] if how != "groups" or len(images) > SMALLEST_GROUP]
-        return {how: partial(self._logits_by, backend, how) for how in names}
+        return {how: partial(self._logits_by, backend, how) for how in WAYS_OF[backend]}
 
     def _logits_by(self, backend: str, how: str, images: Tensor) -> Tensor:
         return run_kernels(self.compiled(images), "logits", images, backend, how)[:, 0]
