@@ -22,12 +22,12 @@ cuda::How how_of(const std::string& name) {
 bool is_program(const Tensor& x) { return x.scalar_type() == ScalarType::Long && x.dim() == 1 && x.is_contiguous(); }
 
 // Kernels count rows and tasks, of all images together, in 32 bits.
+constexpr int64_t most_numbers = int64_t{1} << 30;
 void check_extents(format::Words words, int64_t batch) {
-  constexpr int64_t most = int64_t{1} << 30;
-  STD_TORCH_CHECK(batch < most && words.count < (1 << 29), "images: too many images, or steps");
+  STD_TORCH_CHECK(batch < most_numbers && words.count < (1 << 29), "images: too many images, or steps");
   for (int64_t i = 0; i < format::header(words).slots; ++i) {
     const format::Slot s = format::slot(words, i);
-    STD_TORCH_CHECK(batch * s.rows * s.width < most, "images: ", batch, " images are too many at once for slot ", i);
+    STD_TORCH_CHECK(batch * s.rows * s.width < most_numbers, "images: ", batch, " images are too many at once for slot ", i);
   }
 }
 
@@ -73,10 +73,15 @@ Tensor run_program(const Tensor& input, const Tensor& program, const Tensor& blo
   const Tensor device_words = on_device_of(images, program, copy);
   const Tensor arena = torch::stable::new_empty(images, {format::header(words).arena_numbers * batch});
   const Tensor barrier = torch::stable::new_empty(images, {1}, ScalarType::Int);
-  const cuda::ProgramRun run{words, static_cast<const int64_t*>(device_words.const_data_ptr()), images.const_data_ptr(),
+  cuda::ProgramRun run{words, static_cast<const int64_t*>(device_words.const_data_ptr()), images.const_data_ptr(),
                              weights.const_data_ptr(), arena.mutable_data_ptr(), result.mutable_data_ptr(),
-                             static_cast<uint32_t*>(barrier.mutable_data_ptr()), static_cast<int>(batch)};
-  check_status(cuda::run_program(run, way, context_of(images)), words);
+                             static_cast<uint32_t*>(barrier.mutable_data_ptr()), nullptr, static_cast<int>(batch)};
+  const cuda::Context context = context_of(images);
+  const int64_t between = cuda::program_scratch(run, context);
+  STD_TORCH_CHECK(between < most_numbers, "images: ", batch, " images are too many at once for the steps between slots");
+  const Tensor scratch = torch::stable::new_empty(images, {between});
+  run.scratch = scratch.mutable_data_ptr();
+  check_status(cuda::run_program(run, way, context), words);
   return result;
 }
 

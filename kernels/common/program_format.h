@@ -157,7 +157,12 @@ inline int64_t wave_count(Words program) {
 VITSPARSE_HD inline View source_of_sum(const int64_t* operands, int64_t i) {
   return read<View>(operands + words_of<SumNorm> + i * words_of<View>);
 }
-// Of a step that makes a sum for itself: Mlp, NormLinear.
+// Of a step that makes a sum for itself, Mlp or NormLinear: how many sources it has, and one of them.
+template <class T>
+VITSPARSE_HD int64_t gathers(const int64_t* operands) {
+  const auto s = read<T>(operands);
+  return s.adds + s.minuses;
+}
 template <class T>
 VITSPARSE_HD View source_behind(const int64_t* operands, int64_t i) {
   return read<View>(operands + words_of<T> + i * words_of<View>);

@@ -20,11 +20,13 @@
 
 namespace vitsparse::cuda {
 
-template <int rows_, int columns_, int warps_m_, int warps_n_, int warps_k_>
+// loaded_rows 0: the rows of src are not in the slices (norm_linear.cuh).
+template <int rows_, int columns_, int warps_m_, int warps_n_, int warps_k_, int loaded_rows_ = rows_>
 struct LinearShape {
   static constexpr int rows = rows_, columns = columns_, warps_m = warps_m_, warps_n = warps_n_, warps_k = warps_k_;
   static constexpr int strips = rows / warps_m / 16, strip_rows = 16, strip_columns = 0;  // of a warp: 16 x 32, one below the other
-  static constexpr int row_bytes = 64, table = (rows + columns) * row_bytes;  // rows of src, then rows of the weight
+  static constexpr int loaded_rows = loaded_rows_, row_bytes = 64;
+  static constexpr int table = (loaded_rows + columns) * row_bytes;  // rows of src, then rows of the weight
   static constexpr int stage = table * warps_k;
   static_assert(columns == 32 * warps_n && warps_m * warps_n * warps_k == 8);
 
@@ -86,8 +88,8 @@ template <Level level, class T, class Shape>
 struct LinearLoader {
   static constexpr int vector = per_16_bytes<T>, of_row = Shape::row_bytes / 16;  // numbers of a chunk, chunks of a row
   static constexpr int chunks = of_row * Shape::warps_k, rows_a_pass = 256 / chunks;
-  static constexpr int passes = (Shape::rows + Shape::columns) / rows_a_pass;
-  static_assert(Shape::rows % rows_a_pass == 0 && rows_a_pass % 8 == 0);
+  static constexpr int passes = (Shape::loaded_rows + Shape::columns) / rows_a_pass;
+  static_assert(Shape::loaded_rows % rows_a_pass == 0 && rows_a_pass % 8 == 0);
 
   const LinearParams& params;
   const int row0, column0;
@@ -142,7 +144,8 @@ struct LinearLoader {
            pass * rows_a_pass * Shape::row_bytes;
   }
   __device__ __forceinline__ const T* row(int r) const {
-    return r < Shape::rows ? linear_src<T>(params, row0 + r) : linear_weight<T>(params, column0 + r - Shape::rows);
+    return r < Shape::loaded_rows ? linear_src<T>(params, row0 + r)
+                                  : linear_weight<T>(params, column0 + r - Shape::loaded_rows);
   }
   // One by one, for what is unaligned or ends within 16 bytes. Finds the rows anew, which costs no registers.
   __device__ __forceinline__ void copy_numbers(unsigned char* stage) {
@@ -156,10 +159,11 @@ struct LinearLoader {
   }
 };
 
-// sums[16 * m_tiles x 32] += rows of a times rows of b, each of 64 bytes.
+// sums[16 * m_tiles x 32] += rows of a times rows of b, each of 64 bytes. a(row, chunk) -> where 16 bytes of a row lie.
 template <Level level, class T, bool half_sums, int m_tiles>
 struct LinearProduct {
-  __device__ __forceinline__ static void add(float (&sums)[m_tiles][4][4], const unsigned char* a, const unsigned char* b) {
+  template <class A>
+  __device__ __forceinline__ static void add(float (&sums)[m_tiles][4][4], A a, const unsigned char* b) {
     uint32_t left[4], right[2][2][4];  // 16 inputs each, 16 columns each
     if constexpr (half_sums) {
       load_right(right[0], b, 0);
@@ -187,9 +191,10 @@ struct LinearProduct {
   }
 
  private:
-  __device__ __forceinline__ static void load_left(uint32_t (&left)[4], const unsigned char* a, int m, int k) {
+  template <class A>
+  __device__ __forceinline__ static void load_left(uint32_t (&left)[4], A a, int m, int k) {
     const int lane = threadIdx.x % 32;
-    load_matrices(left, a + m * 16 * 64 + LargeLinear::place(lane % 16, 2 * k + lane / 16));
+    load_matrices(left, a(m * 16 + lane % 16, 2 * k + lane / 16));
   }
   __device__ __forceinline__ static void load_right(uint32_t (&right)[2][4], const unsigned char* b, int k) {
     const int lane = threadIdx.x % 32;
@@ -221,15 +226,16 @@ struct LinearProduct {
 // float32: the same sums in the same places, one multiply-add after the other.
 template <Level level, bool half_sums, int m_tiles>
 struct LinearProduct<level, float, half_sums, m_tiles> {
-  __device__ static void add(float (&sums)[m_tiles][4][4], const unsigned char* a, const unsigned char* b) {
+  template <class A>
+  __device__ static void add(float (&sums)[m_tiles][4][4], A a, const unsigned char* b) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     for (int k = 0; k < 16; ++k) {
       float column[4][2];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) column[i / 2][i % 2] = number(b, 8 * (i / 2) + 2 * t + i % 2, k);
+      for (int i = 0; i < 8; ++i) column[i / 2][i % 2] = number(b + LargeLinear::place(8 * (i / 2) + 2 * t + i % 2, k / 4), k);
 #pragma unroll
       for (int i = 0; i < 2 * m_tiles; ++i) {
-        const float left = number(a, 8 * i + g, k);
+        const float left = number(a(8 * i + g, k / 4), k);
 #pragma unroll
         for (int j = 0; j < 8; ++j) sums[i / 2][j / 2][i % 2 * 2 + j % 2] += left * column[j / 2][j % 2];
       }
@@ -237,8 +243,8 @@ struct LinearProduct<level, float, half_sums, m_tiles> {
   }
 
  private:
-  __device__ __forceinline__ static float number(const unsigned char* rows, int row, int k) {
-    return reinterpret_cast<const float*>(rows + LargeLinear::place(row, k / 4))[k % 4];
+  __device__ __forceinline__ static float number(const unsigned char* chunk, int k) {
+    return reinterpret_cast<const float*>(chunk)[k % 4];
   }
 };
 
@@ -328,25 +334,22 @@ __device__ __forceinline__ void write_sums(const LinearParams& params, float (&s
   }
 }
 
-template <Level level, class T, bool half_sums, class Shape>
-__device__ __forceinline__ void linear_task_of(const LinearParams& params, int task) {
+// The tile of dst from row0 and column0 on. meanwhile() runs while the first slices are on their way; a(s, slice) -> what
+// LinearProduct takes as a of slice s, which lies at `slice`.
+template <Level level, class T, bool half_sums, class Shape, class Meanwhile, class A>
+__device__ __forceinline__ void linear_tile_of(const LinearParams& params, int row0, int column0, Meanwhile meanwhile, A a) {
   constexpr int stages = linear_stages<level>, groups = Shape::warps_m * Shape::warps_n;
-  const int across = ceil_div(params.outputs, Shape::columns);
-  const int row0 = task / across * Shape::rows, column0 = task % across * Shape::columns;
   const int slices = ceil_div(params.inputs * static_cast<int>(sizeof(T)), Shape::row_bytes * Shape::warps_k);
   const int warp = threadIdx.x / 32, group = warp % groups;
-  const int a = warp / groups * Shape::table + group / Shape::warps_n * (Shape::rows / Shape::warps_m) * Shape::row_bytes;
-  const int b = warp / groups * Shape::table + (Shape::rows + group % Shape::warps_n * 32) * Shape::row_bytes;
+  const int b = warp / groups * Shape::table + (Shape::loaded_rows + group % Shape::warps_n * 32) * Shape::row_bytes;
   unsigned char* ring = shared_memory();
 
   float sums[Shape::strips][4][4] = {};
   LinearLoader<level, T, Shape> loader(params, row0, column0);
 #pragma unroll
-  for (int s = 0; s < stages - 1; ++s) {
-    unsigned char* stage = s < slices ? ring + s * Shape::stage : nullptr;
-    loader.begin(stage);
-    loader.finish(stage);
-  }
+  for (int s = 0; s < stages - 1; ++s) loader.begin(s < slices ? ring + s * Shape::stage : nullptr);
+  meanwhile();
+  loader.finish(ring);  // on sm75 only one has begun
   for (int s = 0; s < slices; ++s) {
     wait_copies<level, stages - 2>();
     __syncthreads();  // slice s has arrived, and all are done with the one before
@@ -354,13 +357,25 @@ __device__ __forceinline__ void linear_task_of(const LinearParams& params, int t
     unsigned char* stage = next < slices ? ring + next % stages * Shape::stage : nullptr;
     loader.begin(stage);
     const unsigned char* slice = ring + s % stages * Shape::stage;
-    LinearProduct<level, T, half_sums, Shape::strips>::add(sums, slice + a, slice + b);
+    LinearProduct<level, T, half_sums, Shape::strips>::add(sums, a(s, slice), slice + b);
     loader.finish(stage);
   }
   wait_copies<level, 0>();
   __syncthreads();
   write_sums<T, Shape>(params, sums, row0, column0);
   __syncthreads();
+}
+
+template <Level level, class T, bool half_sums, class Shape>
+__device__ __forceinline__ void linear_task_of(const LinearParams& params, int task) {
+  const int across = ceil_div(params.outputs, Shape::columns), warp = threadIdx.x / 32;
+  const int strip = warp % (Shape::warps_m * Shape::warps_n) / Shape::warps_n * (Shape::rows / Shape::warps_m);
+  const int first = warp / (Shape::warps_m * Shape::warps_n) * Shape::table + strip * Shape::row_bytes;
+  linear_tile_of<level, T, half_sums, Shape>(
+      params, task / across * Shape::rows, task % across * Shape::columns, [] {},
+      [=](int, const unsigned char* slice) {
+        return [=](int row, int chunk) { return slice + first + Shape::place(row, chunk); };
+      });
 }
 
 // Two blocks on a multiprocessor, so that one multiplies while the other writes; where 128 registers are too few, one.

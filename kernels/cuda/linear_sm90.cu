@@ -9,7 +9,7 @@ namespace vitsparse::cuda {
 namespace {
 
 struct HopperLinear {
-  static constexpr int rows = 128, columns = 128, warps_m = 8, warps_n = 1, warps_k = 1;
+  static constexpr int rows = 128, loaded_rows = rows, columns = 128, warps_m = 8, warps_n = 1, warps_k = 1;
   static constexpr int strips = 4, strip_rows = 0, strip_columns = 32;  // of a warp: 16 x 32, side by side
   static constexpr int row_bytes = 128, table = (rows + columns) * row_bytes, stage = table, stages = 3;
   static constexpr int shared = stages * stage + 1024;

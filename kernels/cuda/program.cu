@@ -1,6 +1,8 @@
 // A launch of the op's own kernel for each step; or which level's code launches whole waves.
 #include "kernels/cuda/program.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/program_steps.h"
 #include "kernels/cuda/program_sum.cuh"
@@ -24,33 +26,6 @@ __global__ void __launch_bounds__(most_sum_threads) sum_step_kernel(SumStep step
   sum_rows_task<T>(step.base, step.sum, blockIdx.x);
 }
 
-// What sum_norm() and mlp() take: sources by value, no more than their limit.
-bool fits_by_value(int64_t adds, int64_t minuses) { return adds + minuses <= max_sources; }
-
-SumNormParams mlp_input_of(const ProgramBase& base, const int64_t* operands) {
-  const auto s = format::read<format::Mlp>(operands);
-  SumNormParams params{};
-  params.count = static_cast<int>(s.adds);
-  params.minuses = static_cast<int>(s.minuses);
-  for (int64_t i = 0; i < s.adds + s.minuses; ++i)
-    params.sources[i] = view_of(base, format::source_behind<format::Mlp>(operands, i));
-  params.offset = base.weights_or_null(s.offset_offset);
-  params.offset_stride = s.offset_rows == 1 ? 0 : s.width;
-  params.sum = view_of(base, s.sum);
-  params.batch = base.batch;
-  params.rows = static_cast<int>(s.dst.rows);
-  params.width = static_cast<int>(s.width);
-  params.eps = format::float_of_bits(s.eps_bits);
-  return params;
-}
-
-MlpParams mlp_of(const ProgramBase& base, const int64_t* operands) {
-  const auto s = format::read<format::Mlp>(operands);
-  return {mlp_input_of(base, operands), view_of(base, s.dst), base.weights_at(s.weight1_offset),
-          base.weights_at(s.bias1_offset), base.weights_at(s.weight2_offset), base.weights_or_null(s.bias2_offset),
-          padded_inputs(s.width), padded_inputs(s.hidden), static_cast<int>(s.hidden), static_cast<int>(s.outputs)};
-}
-
 // A sum of one part.
 SumNormParams sum_norm_of(const ProgramBase& base, const int64_t* operands) {
   const auto s = format::read<format::SumNorm>(operands);
@@ -72,15 +47,10 @@ SumNormParams sum_norm_of(const ProgramBase& base, const int64_t* operands) {
   return params;
 }
 
-cudaError_t launch_mlp(const ProgramBase& host, const format::Step& step, const Context& context) {
-  const auto s = format::read<format::Mlp>(step.operands);
-  return fits_by_value(s.adds, s.minuses) ? mlp(mlp_of(host, step.operands), context) : cudaErrorInvalidValue;
-}
-
 cudaError_t launch_sum(const ProgramRun& run, const ProgramBase& host, const format::Step& step, const Context& context) {
   const auto s = format::read<format::SumNorm>(step.operands);
   const auto part = format::read<format::SumPart>(format::parts_of_sum(step.operands));
-  if (s.parts == 1 && fits_by_value(part.adds, part.minuses)) return sum_norm(sum_norm_of(host, step.operands), context);
+  if (s.parts == 1 && part.adds + part.minuses <= max_sources) return sum_norm(sum_norm_of(host, step.operands), context);
   SumStep sum{host, sum_rows_of(step.operands)};
   const int threads = host.batch * sum.sum.rows < 4 * context.multiprocessors ? 32 : most_sum_threads;
   const SumSize size = sum_size_of(step, host.batch, threads);
@@ -105,6 +75,16 @@ ProgramStatus launch_steps(const ProgramRun& run, const ProgramBase& host, const
   return status;
 }
 
+ProgramBase base_of(const ProgramRun& run, const Context& context) {
+  return {run.program.data,
+          static_cast<const unsigned char*>(run.images),
+          static_cast<const unsigned char*>(run.weights),
+          static_cast<unsigned char*>(run.arena),
+          static_cast<unsigned char*>(run.result),
+          run.batch,
+          context.dtype == Dtype::float32 ? 4 : 2};
+}
+
 }  // namespace
 
 cudaError_t launch_step(const ProgramRun& run, const ProgramBase& host, const format::Step& step, const Context& context) {
@@ -113,25 +93,28 @@ cudaError_t launch_step(const ProgramRun& run, const ProgramBase& host, const fo
     case Op::linear: return linear(linear_of(host, step.operands), context);
     case Op::sum_norm: return launch_sum(run, host, step, context);
     case Op::attention: return attention(attention_of(host, step.operands), context);
-    case Op::qkv_attention: return qkv_attention(qkv_attention_of(host, step.operands), context);
     case Op::apply_pattern: return apply_pattern(apply_pattern_of(host, step.operands), context);
     case Op::patches: return patches(patches_of(host, step.operands), context);
     case Op::mean_rows: return mean_rows(mean_rows_of(host, step.operands), context);
     case Op::fill: return fill(fill_of(host, step.operands), context);
-    case Op::mlp: return launch_mlp(host, step, context);
-    case Op::norm_linear: break;
+    case Op::mlp:
+    case Op::qkv_attention:
+    case Op::norm_linear: return launch_joined(host, step, run.scratch, context);
   }
   return cudaErrorInvalidValue;
 }
 
+int64_t program_scratch(const ProgramRun& run, const Context& context) {
+  const ProgramBase base = base_of(run, context);
+  int64_t most = 0;
+  format::for_each_step(run.program, [&](const format::Step& step) {
+    most = std::max(most, joined_scratch(base, step, context));
+  });
+  return most * run.batch;
+}
+
 ProgramStatus run_program(const ProgramRun& run, How how, const Context& context) {
-  const ProgramBase base{run.program.data,
-                         static_cast<const unsigned char*>(run.images),
-                         static_cast<const unsigned char*>(run.weights),
-                         static_cast<unsigned char*>(run.arena),
-                         static_cast<unsigned char*>(run.result),
-                         run.batch,
-                         context.dtype == Dtype::float32 ? 4 : 2};
+  const ProgramBase base = base_of(run, context);
   if (how == How::steps) return launch_steps(run, base, context);
   const bool old = context.level == Level::sm75 || context.dtype == Dtype::float32;
   return (old ? launch_waves_sm75 : launch_waves_sm80)(run, base, how == How::persistent, context);

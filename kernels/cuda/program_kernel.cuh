@@ -1,7 +1,7 @@
 // The steps of one wave, or of many waves with a barrier of all blocks between them, in one launch.
 //
 // The host lists the steps of a launch (ProgramItem): where their words lie, and how many tasks they have. The tasks of a
-// wave, of all its steps one after the other, are dealt to the blocks in turn. Before a block runs a step one thread
+// wave, of all its steps one after the other, are dealt to the blocks in turn. Before a block runs a step one warp
 // reads its words into a record in shared memory, behind what the tasks use; for the first task after a barrier it does
 // so while the others wait, which hides two trips to memory.
 //
@@ -12,6 +12,7 @@
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/moves.cuh"
+#include "kernels/cuda/norm_linear.cuh"
 #include "kernels/cuda/program_sum.cuh"
 #include "kernels/cuda/qkv_attention.cuh"
 
@@ -46,12 +47,13 @@ struct StepRecord {
     MeanRowsParams mean_rows;
     FillParams fill;
     SumRows sum;
+    NormLinearParams norm_linear;
   };
 };
 
-__device__ inline void read_step(StepRecord& record, const ProgramBase& base, const int64_t* words) {
+// By one thread.
+__device__ inline void read_operands(StepRecord& record, const ProgramBase& base, const format::Step& step) {
   using format::Op;
-  const format::Step step = format::step_at(words);
   record.op = step.op;
   switch (step.op) {
     case Op::linear: record.linear = linear_of(base, step.operands); break;
@@ -62,8 +64,24 @@ __device__ inline void read_step(StepRecord& record, const ProgramBase& base, co
     case Op::patches: record.patches = patches_of(base, step.operands); break;
     case Op::mean_rows: record.mean_rows = mean_rows_of(base, step.operands); break;
     case Op::fill: record.fill = fill_of(base, step.operands); break;
+    case Op::norm_linear: record.norm_linear = norm_linear_of(base, step.operands); break;
     default: break;  // MLP: the host does not launch it
   }
+}
+
+// By a warp: its lanes find the sources of a sum side by side.
+__device__ inline void read_step(StepRecord& record, const ProgramBase& base, const int64_t* words) {
+  const format::Step step = format::step_at(words);
+  const int lane = threadIdx.x % 32;
+  View source = {};
+  bool own = false;
+  if (step.op == format::Op::norm_linear) {
+    own = lane < format::gathers<format::NormLinear>(step.operands);
+    if (own) source = view_of(base, format::source_behind<format::NormLinear>(step.operands, lane));
+  }
+  if (lane == 0) read_operands(record, base, step);
+  __syncwarp();
+  if (own) record.norm_linear.sources[lane] = source;
 }
 
 // `many`: as in program_kernel.
@@ -74,6 +92,7 @@ __device__ __forceinline__ void run_task(const StepRecord& record, const Program
     case Op::linear:
       if (small_tile) return linear_task_of<level, T, false, SmallLinear>(record.linear, task);
       return linear_task_of<level, T, false, MediumLinear>(record.linear, task);
+    case Op::norm_linear: return norm_linear_task<level, T>(record.norm_linear, task);
     case Op::sum_norm: return sum_rows_task<T>(base, record.sum, task);
     case Op::attention:
       if (many || record.attention.head_dim <= 32) return attention_task_of<level, T, 32>(record.attention, task);
@@ -92,11 +111,11 @@ __device__ __forceinline__ void run_task(const StepRecord& record, const Program
   }
 }
 
-// Waits until all blocks have arrived `times` times; meanwhile another thread of the block calls prepare().
+// Waits until all blocks have arrived `times` times; meanwhile another warp of the block calls prepare().
 template <class Prepare>
 __device__ __forceinline__ void wait_for_all(uint32_t* barrier, uint32_t times, Prepare prepare) {
   if (threadIdx.x == 0) add_release(barrier, 1);
-  if (threadIdx.x == 32) prepare();
+  if (threadIdx.x / 32 == 1) prepare();
   if (threadIdx.x == 0) {
     while (load_acquire(barrier) < times * gridDim.x) {}
   }
@@ -127,7 +146,7 @@ struct Walk {
   }
 };
 
-// many: any number of waves, of LINEAR, SUM_NORM, APPLY_PATTERN, and ATTENTION of narrow heads; all blocks run at once.
+// many: any number of waves, of LINEAR, NORM_LINEAR, SUM_NORM, APPLY_PATTERN, and ATTENTION of narrow heads; all blocks run at once.
 // Else one wave, and each block has one task. Two kernels because registers are short: around a loop over tasks the
 // compiler computes in advance whatever depends on the thread alone, for all kinds of steps, and keeps it.
 template <Level level, class T, bool many>
@@ -141,7 +160,7 @@ __global__ void __launch_bounds__(program_threads, 1) program_kernel(ProgramPara
   walk.begin(params, 0);
   int ready = walk.item;  // what is in the record
   uint32_t waves = 0;
-  if (threadIdx.x == 0) read(ready);
+  if (threadIdx.x < 32) read(ready);
   __syncthreads();
   if (many && ready < 0) goto advance;  // two ways into the loop: no compiler moves anything out of it
 run:
@@ -159,7 +178,7 @@ advance:
   }
   if (walk.item != ready) {
     ready = walk.item;
-    if (threadIdx.x == 0) read(ready);
+    if (threadIdx.x < 32) read(ready);
     __syncthreads();
   }
   goto run;

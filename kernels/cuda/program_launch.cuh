@@ -60,14 +60,19 @@ class ProgramLaunches {
       case Op::mean_rows:
         return {mean_rows_tasks(mean_rows_of(host_, step.operands)), mean_rows_shared(program_threads)};
       case Op::fill: return {fill_tasks<T>(fill_of(host_, step.operands)), 0};
-      case Op::mlp:
-      case Op::norm_linear: break;
+      case Op::norm_linear: return size_of_norm_linear(step.operands);
+      case Op::mlp: break;
     }
     return {0, 0, false, false};
   }
   StepSize size_of(const LinearParams& params) const {
     const LinearTile tile = linear_tile(params, context_) == LinearTile::small ? LinearTile::small : LinearTile::medium;
     return {linear_tasks(params, tile), linear_shared<level, T>(params, tile), tile == LinearTile::small, true, true};
+  }
+  StepSize size_of_norm_linear(const int64_t* operands) const {
+    const NormLinearParams params = norm_linear_of(host_, operands);
+    const bool fits = format::gathers<format::NormLinear>(operands) <= max_gathered;
+    return {norm_linear_tasks(params), norm_linear_shared<level, T>(params), true, fits, fits};
   }
   static StepSize size_of(const AttentionParams& params) {
     return {attention_tasks<T>(params, program_threads), attention_shared<T>(params, program_threads), false,

@@ -6,6 +6,7 @@
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/mlp.h"
 #include "kernels/cuda/moves.h"
+#include "kernels/cuda/norm_linear.h"
 #include "kernels/cuda/program_target.h"
 #include "kernels/cuda/qkv_attention.h"
 
@@ -41,6 +42,16 @@ VITSPARSE_HD inline LinearParams linear_of(const ProgramBase& base, const int64_
           base.weights_or_null(s.bias_offset), s.bias_rows == 1 ? 0 : s.outputs, base.batch,
           static_cast<int>(s.src.rows), static_cast<int>(s.inputs), static_cast<int>(s.outputs), s.activation != 0,
           s.accumulate != 0};
+}
+
+// But for its sources, which are source_behind<NormLinear>: `max_gathered` of them at most.
+VITSPARSE_HD inline NormLinearParams norm_linear_of(const ProgramBase& base, const int64_t* operands) {
+  const auto s = format::read<format::NormLinear>(operands);
+  const LinearParams product = {{}, view_of(base, s.dst), base.weights_at(s.packed_offset), padded_inputs(s.width),
+                                base.weights_or_null(s.bias_offset), 0, base.batch, static_cast<int>(s.dst.rows),
+                                static_cast<int>(s.width), static_cast<int>(s.outputs), s.activation != 0, false};
+  return {product, static_cast<int>(s.adds), static_cast<int>(s.minuses), base.weights_or_null(s.offset_offset),
+          s.offset_rows == 1 ? 0 : s.width, view_of(base, s.sum), format::float_of_bits(s.eps_bits), {}};
 }
 
 VITSPARSE_HD inline AttentionParams attention_of(const ProgramBase& base, const int64_t* operands) {

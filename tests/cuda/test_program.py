@@ -137,6 +137,34 @@ def test_a_fused_mlp(ops_on, at):
     check(ops_on, at, fused_mlp(), 2, seed=4)
 
 
+def with_norms(width: int, offset_rows: int, total: bool, gelu: bool) -> w.ProgramWriter:
+    """Two products side by side that make their own norms, of 9 rows: what the first stores is read by a third."""
+    p, source = begin(3, width)
+    other, stored, y, out = p.slot(9, width), p.slot(9, width), p.slot(9, 43), p.result(9, 24)
+    p.linear(p.view(source), p.view(other), torch.randn(width, width) / width**0.5)
+    offset = {0: None, 1: torch.randn(width), 9: torch.randn(9, width)}[offset_rows]
+    with p.together():
+        p.norm_linear([p.view(source), p.view(other)], [p.view(p.constant(torch.randn(9, width)))], p.view(y),
+                      (torch.randn(43, width) / width**0.5, torch.randn(43)), offset=offset, gelu=gelu,
+                      total=p.view(stored) if total else w.NONE)
+        p.norm_linear([p.view(other, 4, 1)], [], p.view(out, 8, 1), (torch.randn(24, width) / width**0.5,))
+    terms = [p.view(y, 0, 8, 3)]
+    p.norm_linear(terms, [], p.view(out, 0, 8), (torch.randn(24, 40) / 6, torch.randn(24)))
+    if total:
+        p.linear(p.view(stored, 0, 8), p.view(out, 0, 8), torch.randn(24, width) / width**0.5, accumulate=True)
+    return p
+
+
+NORMS = [(32, 0, False, False), (40, 1, True, True), (37, 9, True, False), (300, 9, True, True)]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("case", NORMS, ids=str)
+def test_products_that_make_their_norms(ops_on, at, case, batch):
+    """Widths of one slice and of several, ragged and unaligned; sums stored or not; offsets for all rows or for each."""
+    check(ops_on, at, with_norms(*case), batch, seed=batch)
+
+
 def test_wide_heads(ops_on, at):
     """Of 48 and 70 columns: what the kernels of whole waves leave to others, between steps that they take."""
     p, source = begin(3, 32)
