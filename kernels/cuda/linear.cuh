@@ -96,7 +96,7 @@ struct LinearLoader {
   const T* from[passes];  // this thread's part of the next slice
   int numbers;            // left in the rows from there on
   bool aligned, holds;
-  uint4 held[level == Level::sm75 ? passes : 1];
+  uint4 held[level == Level::sm75 ? passes : 1] = {};  // else alive from task to task
 
   __device__ __forceinline__ LinearLoader(const LinearParams& params, int row0, int column0)
       : params(params), row0(row0), column0(column0), numbers(params.inputs - chunk() * vector), aligned(true) {
