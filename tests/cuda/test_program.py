@@ -148,8 +148,7 @@ def with_norms(width: int, offset_rows: int, total: bool, gelu: bool) -> w.Progr
                       (torch.randn(43, width) / width**0.5, torch.randn(43)), offset=offset, gelu=gelu,
                       total=p.view(stored) if total else w.NONE)
         p.norm_linear([p.view(other, 4, 1)], [], p.view(out, 8, 1), (torch.randn(24, width) / width**0.5,))
-    terms = [p.view(y, 0, 8, 3)]
-    p.norm_linear(terms, [], p.view(out, 0, 8), (torch.randn(24, 40) / 6, torch.randn(24)))
+    p.norm_linear([p.view(y, 0, 8, 3)], [], p.view(out, 0, 8), (torch.randn(24, 40) / 6, torch.randn(24)))
     if total:
         p.linear(p.view(stored, 0, 8), p.view(out, 0, 8), torch.randn(24, width) / width**0.5, accumulate=True)
     return p
@@ -161,8 +160,55 @@ NORMS = [(32, 0, False, False), (40, 1, True, True), (37, 9, True, False), (300,
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("case", NORMS, ids=str)
 def test_products_that_make_their_norms(ops_on, at, case, batch):
-    """Widths of one slice and of several, ragged and unaligned; sums stored or not; offsets for all rows or for each."""
+    """Widths of one slice and of several, ragged and unaligned; sums wanted or not; offsets for all rows or each."""
     check(ops_on, at, with_norms(*case), batch, seed=batch)
+
+
+def joined_steps(width: int, sources: int, minuses: int) -> w.ProgramWriter:
+    """A step of each kind that joins several ops, of 9 rows; of `sources` views gathered the last are taken away."""
+    p, source = begin(3, width)
+    slots = source, p.constant(torch.randn(9, width)), p.constant(torch.randn(9, width))
+    terms = [p.view(slot) for slot in slots * sources][:sources]
+    adds, less = terms[:sources - minuses], terms[sources - minuses:]
+    up, down = torch.randn(70, width) / 6, torch.randn(width, 70) / 8
+    z, total, y, stored, out = p.slot(9, width), p.slot(9, width), p.slot(9, 20), p.slot(9, width), p.result(9, 20)
+    with p.together():
+        p.qkv_attention(p.view(source), p.view(z), torch.randn(3 * width, width) / 6, None, 2, 0.3)
+        p.mlp(adds, less, p.view(out), (up, torch.randn(70), down[:20]), eps=1e-5, offset=torch.randn(width),
+              total=p.view(total))
+    with p.together():
+        p.norm_linear(adds, less, p.view(y), (torch.randn(20, width) / 6,), offset=torch.randn(9, width), gelu=True)
+        p.mlp(adds, less, p.view(stored), (up, torch.randn(70), down, torch.randn(width)), eps=1e-5)
+    for slot in (z, total, stored):
+        p.linear(p.view(slot), p.view(out), torch.randn(20, width) / 6, accumulate=True)
+    p.linear(p.view(y), p.view(out), torch.randn(20, 20) / 4, accumulate=True)
+    return p
+
+
+@pytest.mark.parametrize("case", [(40, 8, 2), (36, 9, 0), (40, 9, 3), (36, 48, 48), (40, 100, 30)], ids=str)
+def test_steps_of_many_sources(ops_on, at, case):
+    """As many as the kernels take, and more: then a step runs as its parts, and a sum as several."""
+    check(ops_on, at, joined_steps(*case), 2, seed=case[1])
+
+
+def test_steps_that_fit_into_no_block_run_as_their_parts(ops_on, at):
+    """Heads of 80 columns, an MLP of 520 outputs, rows of 1,700 numbers to be normed; other steps before and after."""
+    p, source = begin(3, 1700)
+    z, y, total, out = p.slot(9, 160), p.slot(9, 520), p.slot(9, 1700), p.result(9, 24)
+    with p.together():
+        p.qkv_attention(p.view(source), p.view(z), torch.randn(480, 1700) / 40, torch.randn(480), 2, 0.1)
+        p.norm_linear([p.view(source)] * 2, [p.view(p.constant(torch.randn(9, 1700)))], p.view(out),
+                      (torch.randn(24, 1700) / 40, torch.randn(24)), offset=torch.randn(1700), total=p.view(total))
+    weights = torch.randn(70, 160) / 12, torch.randn(70), torch.randn(520, 70) / 8, torch.randn(520)
+    p.mlp([p.view(z), p.view(total)], [], p.view(y), weights, eps=1e-5)
+    p.linear(p.view(y), p.view(out), torch.randn(24, 520) / 20, accumulate=True)
+    check(ops_on, at, p, 2, seed=1)
+
+
+def test_norms_of_many_rows_are_made_before_their_product(ops_on):
+    """Where products have so many rows that a larger tile is done first, no block adds up rows for itself."""
+    with ops_on.multiprocessors(1):
+        check(ops_on, (80, torch.float16), with_norms(300, 9, True, True), 40, ways=["steps"])
 
 
 def test_wide_heads(ops_on, at):
@@ -227,9 +273,10 @@ def test_wrong_arguments_are_refused(ops_on):
 HOSTILE = (-(2**63), -(2**40), -1, 0, 1, 2**20 + 1, 2**32 + 1, 2**62)
 
 
-def test_no_single_word_can_lead_outside_memory(ops_on):
+@pytest.mark.parametrize("program", [fused_mlp, lambda: with_norms(32, 9, True, True)], ids=["mlp", "norm_linear"])
+def test_no_single_word_can_lead_outside_memory(ops_on, program):
     """Each word of a program replaced by hostile values: refused, or run without a fault."""
-    p = fused_mlp()
+    p = program()
     images = torch.randn(1, 1, 3, 3, dtype=torch.float16, device=ops_on.device)
     words, blob, refusals = p.words(), p.blob().to(images), []
     for i in range(len(words)):
