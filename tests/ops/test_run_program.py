@@ -244,6 +244,31 @@ def test_slots_that_overlap_in_memory_are_one_another():
     refused(p, "destination: expected memory that")
 
 
+NORM_LINEAR_WORDS = [  # which word of its operands, what instead, and why not
+    (0, 2, "number of terms taken away: expected 0 to 0, found 1"), (1, 2, "number of terms taken away"),
+    (2, 7, "destination"), (2, 0, "expected 1 to"), (4, 1 << 20, "numbers left"), (5, 3, "offset rows"),
+    (6, 1, "memory that the step does not read"), (8, 3, "rows of the sum"), (14, 0, "outputs"),
+    (15, -1, "packed offset"), (16, 1 << 20, "bias offset"), (17, 4, "bias rows: expected 1, found 4"),
+    (18, 2, "activation"), (21, 3, "rows of a source")]
+
+
+@pytest.mark.parametrize(("word", "value", "match"), NORM_LINEAR_WORDS)
+def test_norms_in_front_of_products_are_checked(word, value, match):
+    p = w.ProgramWriter(1, 2, target="cuda")
+    tokens, source, total, out = p.slot(4, 1), p.slot(4, 6), p.slot(4, 6), p.result(4, 5)
+    p.step(w.PATCHES, p.view(tokens), 1)
+    p.linear(p.view(tokens), p.view(source), torch.randn(6, 1))
+    p.norm_linear([p.view(source)], [p.view(p.constant(torch.randn(4, 6)))], p.view(out),
+                  (torch.randn(5, 6), torch.randn(5)), offset=torch.randn(6), total=p.view(total))
+    core, size = native.core(), p.blob().numel()
+    assert core.validate_program(p.words().numpy(), size, "cuda")["waves"] == 3
+    with pytest.raises(ValueError, match=r"step 2 \(NORM_LINEAR\), opcode: expected 1 to 7"):
+        core.validate_program(p.words().numpy(), size + 1000, "cpu")  # its matrices are larger
+    p.steps[-1][3 + word] = value
+    with pytest.raises(ValueError, match=rf"step 2 \(NORM_LINEAR\), .*{match}"):
+        core.validate_program(p.words().numpy(), size, "cuda")
+
+
 @pytest.mark.parametrize(("step", "wave", "expected"), [(0, 1, "0 to 0"), (1, 2, "0 to 1"), (2, 0, "1 to 2"),
                                                         (2, -1, "1 to 2"), (2, 4, "1 to 2")])
 def test_waves_are_numbered_through(step, wave, expected):
