@@ -22,7 +22,7 @@ struct SumStep {
 constexpr int most_sum_threads = 128;
 
 template <class T>
-__global__ void __launch_bounds__(most_sum_threads) sum_step_kernel(SumStep step) {
+__global__ void __launch_bounds__(most_sum_threads, 2) sum_step_kernel(SumStep step) {
   sum_rows_task<T>(step.base, step.sum, blockIdx.x);
 }
 
