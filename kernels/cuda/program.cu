@@ -23,7 +23,7 @@ constexpr int most_sum_threads = 128;
 
 template <class T>
 __global__ void __launch_bounds__(most_sum_threads, 2) sum_step_kernel(SumStep step) {
-  sum_rows_task<T>(step.base, step.sum, blockIdx.x);
+  sum_rows_task<T, false>(step.base, step.sum, blockIdx.x);
 }
 
 // A sum of one part.
@@ -53,7 +53,7 @@ cudaError_t launch_sum(const ProgramRun& run, const ProgramBase& host, const for
   if (s.parts == 1 && part.adds + part.minuses <= max_sources) return sum_norm(sum_norm_of(host, step.operands), context);
   SumStep sum{host, sum_rows_of(step.operands)};
   const int threads = host.batch * sum.sum.rows < 4 * context.multiprocessors ? 32 : most_sum_threads;
-  const SumSize size = sum_size_of(step, host.batch, threads);
+  const SumSize size = sum_size_of(step, host.batch, threads, false);
   if (size.shared > context.shared_limit) return cudaErrorInvalidValue;
   const Grid grid{size.tasks, threads, size.shared};
   sum.base.words = run.device_words;

@@ -93,7 +93,7 @@ __device__ __forceinline__ void run_task(const StepRecord& record, const Program
       if (small_tile) return linear_task_of<level, T, false, SmallLinear>(record.linear, task);
       return linear_task_of<level, T, false, MediumLinear>(record.linear, task);
     case Op::norm_linear: return norm_linear_task<level, T>(record.norm_linear, task);
-    case Op::sum_norm: return sum_rows_task<T>(base, record.sum, task);
+    case Op::sum_norm: return sum_rows_task<T, true>(base, record.sum, task);
     case Op::attention:
       if (many || record.attention.head_dim <= 32) return attention_task_of<level, T, 32>(record.attention, task);
       return attention_task_of<level, T, 64>(record.attention, task);

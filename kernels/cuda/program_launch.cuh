@@ -49,7 +49,7 @@ class ProgramLaunches {
     switch (step.op) {
       case Op::linear: return size_of(linear_of(host_, step.operands));
       case Op::sum_norm: {
-        const SumSize sum = sum_size_of(step, host_.batch, program_threads);
+        const SumSize sum = sum_size_of(step, host_.batch, program_threads, true);
         return {sum.tasks, sum.shared, false, true, true};
       }
       case Op::attention: return size_of(attention_of(host_, step.operands));

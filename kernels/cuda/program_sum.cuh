@@ -2,7 +2,8 @@
 //
 // A task is a few rows of a chunk of parts. Few rows: a chunk is one part, so that many warps share the work. Many
 // rows: a chunk is what fits into registers side by side (sum_parts.cuh), so that a source is read once for all of it;
-// of wide rows one part fits. Chunks that need each other, because a part starts from an earlier one or overwrites a
+// of wide rows one part fits. `apart`: one part in any case; the kernels of whole waves have no registers for more.
+// Chunks that need each other, because a part starts from an earlier one or overwrites a
 // source, are one task: a warp walks them in order for its rows.
 //
 // Each word that leads to another costs a trip to memory. So a block first copies all words of the step to shared
@@ -21,9 +22,9 @@ struct SumShape {
   int chunk, chunks;  // parts of a chunk
   int rows_of_warp;
 };
-VITSPARSE_HD inline SumShape sum_shape(int rows, int parts, int width, int warps) {
+VITSPARSE_HD inline SumShape sum_shape(int rows, int parts, int width, int warps, bool apart) {
   constexpr int few_rows = 256, enough_tasks = 512;
-  const int side = rows < few_rows ? 1 : sums_side_by_side(width);
+  const int side = apart || rows < few_rows ? 1 : sums_side_by_side(width);
   const int pieces = (parts + side - 1) / side, limit = pieces < most_chunks ? pieces : most_chunks;
   const int chunk = (parts + limit - 1) / limit, chunks = (parts + chunk - 1) / chunk;
   const int rows_of_warp = rows / warps / enough_tasks * chunks;
@@ -53,11 +54,11 @@ struct SumSize {
   SumRows rows;
   int tasks, shared;
 };
-inline SumSize sum_size_of(const format::Step& step, int batch, int threads) {
+inline SumSize sum_size_of(const format::Step& step, int batch, int threads, bool apart) {
   const SumRows rows = sum_rows_of(step.operands);
   const int64_t sources = format::read<format::SumNorm>(step.operands).sources, all = int64_t{batch} * rows.rows;
   const int warps = threads / 32;
-  const SumShape shape = sum_shape(static_cast<int>(all), rows.parts, rows.width, warps);
+  const SumShape shape = sum_shape(static_cast<int>(all), rows.parts, rows.width, warps, apart);
   const int64_t rows_of_task = warps * shape.rows_of_warp;
   const int64_t tasks = (all + rows_of_task - 1) / rows_of_task * shape.chunks;
   const int64_t bytes = SumTable::bytes(step.count, sources, rows.parts);
@@ -67,7 +68,7 @@ inline SumSize sum_size_of(const format::Step& step, int batch, int threads) {
 }
 
 // A step as one warp after the other works on it.
-template <class T>
+template <class T, bool apart>
 class SumWork {
  public:
   __device__ __forceinline__ SumWork(const ProgramBase& base, const SumRows& sum, const SumShape& shape)
@@ -107,22 +108,24 @@ class SumWork {
 
   // Rows first, first + step, ... of all images, `rows_of_warp` of them, by each warp.
   __device__ __forceinline__ void run(int chunk, int first) {
-    const int end = min_of(sum_.parts, (chunk + 1) * shape_.chunk), side = sums_side_by_side(sum_.width);
+    const int end = min_of(sum_.parts, (chunk + 1) * shape_.chunk), side = apart ? 1 : sums_side_by_side(sum_.width);
 #pragma unroll 1
     for (int part = chunk * shape_.chunk; part < end; part += side) {
       const int count = min_of(side, end - part);
-      const bool shared = shape_.chunk > 1 && count > 1 && list_terms(part, count);
+      bool shared = false;
+      if constexpr (!apart) shared = shape_.chunk > 1 && count > 1 && list_terms(part, count);
 #pragma unroll 1
       for (int r = 0; r < shape_.rows_of_warp; ++r) {
         const int index = first + r * static_cast<int>(blockDim.x / 32);
         if (index >= base_.batch * sum_.rows) break;
         const int image = index / sum_.rows, row = index % sum_.rows;
-        if (shared) {
-          const SideBySide sums{parts() + part, terms(), table().earlier, count, table().terms_count};
-          sum_row_side_by_side<T, most_sums, 8>(sum_.width, sum_.eps, sums, image, row);
-        } else {
-          run_one_by_one(part, count, image, row);
+        if constexpr (!apart) {
+          if (shared) {
+            const SideBySide sums{parts() + part, terms(), table().earlier, count, table().terms_count};
+            sum_row_side_by_side<T, most_sums, 8>(sum_.width, sum_.eps, sums, image, row);
+          }
         }
+        if (!shared) run_one_by_one(part, count, image, row);
         __syncwarp();  // what comes next may read what this wrote
       }
     }
@@ -278,11 +281,11 @@ class SumWork {
   const int sources_;
 };
 
-template <class T>
+template <class T, bool apart>
 __device__ __forceinline__ void sum_rows_task(const ProgramBase& base, const SumRows& sum, int task) {
   const int warps = blockDim.x / 32;
-  const SumShape shape = sum_shape(base.batch * sum.rows, sum.parts, sum.width, warps);
-  SumWork<T> work(base, sum, shape);
+  const SumShape shape = sum_shape(base.batch * sum.rows, sum.parts, sum.width, warps, apart);
+  SumWork<T, apart> work(base, sum, shape);
   work.read();
   const int mine = task % shape.chunks;
   const int first = task / shape.chunks * warps * shape.rows_of_warp + static_cast<int>(threadIdx.x / 32);

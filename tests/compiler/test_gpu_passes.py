@@ -36,7 +36,7 @@ def test_each_pass_keeps_the_function(case):
         assert error(logits(plan, case), case.exact) <= ORACLE, run_pass.__name__
 
 
-@pytest.mark.parametrize("target", ["gpu", "gpu_mlp", "gpu_norm"])
+@pytest.mark.parametrize("target", ["gpu", "gpu_mlp", "gpu_norm", "gpu_apart"])
 @settings(max_examples=40)
 @given(case=cases(dtype=torch.float64))
 def test_the_compiler_as_a_whole(target, case):
@@ -86,7 +86,9 @@ def test_what_others_read_stays():
 def test_norms_are_made_by_their_only_reader():
     case = case_of("full", config=CONFIG, graph=Graph(3, 3))
     plan = front(case.model.config, case.circuit, case.ablation.stacked(case.circuit.graph), case.state)
-    plan = back(plan, "gpu_norm")
+    kinds = [type(step).__name__ for step in back(plan, "gpu_norm").steps]
+    assert kinds == ["Embed", *["SumNorm", "QkvAttention", "Linear", "NormLinear", "Linear"] * 3, "SumNorm"]
+    plan = back(plan, "gpu_apart")
     kinds = [type(step).__name__ for step in plan.steps]
     assert kinds == ["Embed", *["NormLinear", "Attention", "Linear", "NormLinear", "Linear"] * 3, "SumNorm"]
     assert not any(name.startswith("n.m") for name in plan.values)

@@ -47,9 +47,10 @@ def without_differences(plan: Plan) -> Plan:
 GPU_PASSES: tuple[Pass, ...] = (without_differences, *BACK_PASSES, join_products)
 TARGETS: dict[str, tuple[Pass, ...]] = {
     "cpu": BACK_PASSES, "gpu": (*GPU_PASSES, fuse_attention), "gpu_mlp": (*GPU_PASSES, fuse_attention, fuse_mlps),
-    "gpu_norm": (*GPU_PASSES, fuse_norms)}
+    "gpu_norm": (*GPU_PASSES, fuse_attention, fuse_norms), "gpu_apart": (*GPU_PASSES, fuse_norms)}
 """What a plan is made for. ``gpu_mlp``: many rows, MLPs in one kernel, a tile of rows a block. ``gpu_norm``: few rows,
-products that spread over many blocks, which make the norms they need."""
+products that spread over many blocks, which make the norms they need; ``gpu_apart``: the same with products and
+attention apart, as the kernel that stays for a whole program needs them."""
 
 
 def front(config: ViTConfig, circuit: Circuit, ablation_values: Tensor, parameters: Mapping[str, Tensor],

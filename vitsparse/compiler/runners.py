@@ -13,8 +13,9 @@ from ..ops import run_program
 from .compiled import Compiled, Packed
 from .plan import Plan
 
-WAYS = {"fused": ("steps", "gpu_mlp"), "steps": ("steps", "gpu"), "groups": ("steps", "gpu"), "waves": ("waves", "gpu"),
-        "persistent": ("persistent", "gpu")}
+WAYS = {"fused": ("steps", "gpu_mlp"), "steps": ("steps", "gpu"), "groups": ("steps", "gpu"),
+        "waves": ("waves", "gpu_norm"),
+        "persistent": ("persistent", "gpu_apart")}
 """How a model runs on a GPU: launches (``ops/run_program.py``) and the plan's target. ``fused`` gives each MLP to one
 kernel, for many rows; ``steps`` is a launch for each step; ``groups`` the same for a few images after the other, so
 that what a step writes is still in the cache when the next one reads it; ``waves`` is one launch for all steps that may
