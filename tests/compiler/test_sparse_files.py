@@ -50,6 +50,8 @@ def test_another_backend_on_loading(saved):
     assert SparseViT.from_pretrained(saved, backend="reference").backend == "reference"
     with pytest.raises(InputError, match="cuda"):
         SparseViT.from_pretrained(saved, backend="cuda")
+    on_meta = SparseViT.from_pretrained(saved, backend="torch", device="meta")
+    assert {value.device.type for value in on_meta.state_dict().values()} == {"meta"}
     with pytest.raises(InputError, match=r"did you mean 'torch'"):
         SparseViT.from_pretrained(saved, backend="torhc")
 

@@ -25,7 +25,7 @@ from tests.gpu.rig import (
     side_stream,
     synchronize,
 )
-from vitsparse import InputError, sparsify
+from vitsparse import InputError, SparseViT, sparsify
 from vitsparse.circuit import Graph
 from vitsparse.model.config import ViTConfig
 
@@ -259,3 +259,15 @@ def test_bfloat16_below_level_80_is_refused_by_name():
     assert turing or sparse(images_of(case, torch.bfloat16)).isfinite().all()
     with torch.inference_mode():
         check(sparse.half()(images_of(case)), case)
+
+
+@pytest.mark.parametrize("backend", OURS)
+@torch.no_grad()
+def test_a_saved_model_comes_back_on_the_device(tmp_path, backend):
+    case = case_of("sparse")
+    sparse = on_device(case, backend, torch.float32)
+    sparse.save_pretrained(tmp_path)
+    again = SparseViT.from_pretrained(tmp_path, device=DEVICE)
+    assert again.chosen_backend == backend
+    images = images_of(case, torch.float32)
+    assert torch.equal(again(images), sparse(images))

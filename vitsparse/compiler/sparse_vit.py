@@ -266,10 +266,12 @@ class SparseViT(nn.Module):
         save_sparse(folder, self._front, self._live_parameters("save_pretrained"), self.circuit, self.backend)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, backend: str | None = None) -> SparseViT:
-        """Read what :meth:`save_pretrained` wrote; ``backend`` replaces the saved choice."""
+    def from_pretrained(cls, folder: str | Path, *, backend: str | None = None,
+                        device: torch.device | str = "cpu") -> SparseViT:
+        """Read what :meth:`save_pretrained` wrote, to ``device``; ``backend`` replaces the saved choice."""
         with torch.inference_mode(False):  # tensors made in inference mode could never be trained
             plan, parameters, circuit, saved = load_sparse(folder)
+            parameters = {name: value.to(device) for name, value in parameters.items()}
             return cls(plan, parameters, circuit, backend=backend or saved).eval()
 
     def __repr__(self) -> str:
