@@ -17,6 +17,17 @@ def expect(holds: bool, where: str, expected: object, found: object) -> None:
         raise InputError("an argument does not fit", where=where, expected=str(expected), found=str(found))
 
 
+def check_senders(op: str, senders: Sequence[Tensor], offset: Tensor | None) -> None:
+    """Raise :class:`InputError` unless ``senders`` are some tensors [B, T, D] of one shape, and ``offset`` [T, D]."""
+    expect(len(senders) > 0, f"{op}: senders", "at least one tensor", "none")
+    shape = senders[0].shape
+    expect(len(shape) == 3, f"{op}: senders", "[B, T, D]", list(shape))
+    for sender in senders[1:]:
+        expect(sender.shape == shape, f"{op}: senders", f"{list(shape)} for each", list(sender.shape))
+    if offset is not None:
+        expect(offset.shape == shape[1:], f"{op}: offset", list(shape[1:]), list(offset.shape))
+
+
 def offered(op: str, tensors: Sequence[Tensor], wanted: str = "auto") -> tuple[str, ...]:
     """The backends that can compute ``op`` on these tensors.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backends import portable, reference
 from .backend import choose
-from .checks import expect, offered
+from .checks import check_senders, expect, offered
 from .gradient import differentiate_as
 
 
@@ -29,14 +29,8 @@ def mlp(  # noqa: PLR0913
     the exact one. Raises :class:`~vitsparse.errors.InputError` for shapes or dtypes that do not fit.
     """
     senders = list(senders)
-    expect(len(senders) > 0, "mlp: senders", "at least one tensor", "none")
-    shape = senders[0].shape
-    expect(len(shape) == 3, "mlp: senders", "[B, T, D]", list(shape))
-    for sender in senders[1:]:
-        expect(sender.shape == shape, "mlp: senders", f"{list(shape)} for each", list(sender.shape))
-    if offset is not None:
-        expect(offset.shape == shape[1:], "mlp: offset", list(shape[1:]), list(offset.shape))
-    _check_weights(shape[2], weight1, bias1, weight2, bias2)
+    check_senders("mlp", senders, offset)
+    _check_weights(senders[0].shape[2], weight1, bias1, weight2, bias2)
     constants = [x for x in (offset, weight1, bias1, weight2, bias2) if x is not None]
     chosen = choose(backend, senders[0].device.type, _offered([*senders, *constants], backend))
     arguments = (senders, offset, eps, weight1, bias1, weight2, bias2)

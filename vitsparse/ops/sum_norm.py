@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backends import portable, reference
 from .backend import choose
-from .checks import expect, offered
+from .checks import check_senders, offered
 from .gradient import differentiate_as
 
 
@@ -29,13 +29,7 @@ def sum_norm(
     Raises :class:`~vitsparse.errors.InputError` for shapes or dtypes that do not fit.
     """
     senders = list(senders)
-    expect(len(senders) > 0, "sum_norm: senders", "at least one tensor", "none")
-    shape = senders[0].shape
-    expect(len(shape) == 3, "sum_norm: senders", "[B, T, D]", list(shape))
-    for sender in senders[1:]:
-        expect(sender.shape == shape, "sum_norm: senders", f"{list(shape)} for each", list(sender.shape))
-    if offset is not None:
-        expect(offset.shape == shape[1:], "sum_norm: offset", list(shape[1:]), list(offset.shape))
+    check_senders("sum_norm", senders, offset)
     tensors = [*senders, *([] if offset is None else [offset])]
     chosen = choose(backend, senders[0].device.type, offered("sum_norm", tensors, backend))
     if chosen in ("cpu", "cuda"):
