@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from .steps import Attention, Linear, Step, SumNorm, View
 
 
 @dataclass(frozen=True)
 class Joined(Step):
-    """``steps`` one after the other. The subclass names what they read and write that others see."""
+    """Steps one after the other. Subclasses name the fields that hold them, in order."""
+
+    parts_in: ClassVar[tuple[str, ...]] = ()
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """The steps, in order."""
-        raise NotImplementedError
+        return tuple(getattr(self, name) for name in self.parts_in)
 
     @cached_property
     def reads(self) -> tuple[View, ...]:
@@ -42,10 +45,7 @@ class QkvAttention(Joined):
 
     qkv: Linear
     attention: Attention
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        return self.qkv, self.attention
+    parts_in: ClassVar = ("qkv", "attention")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ class NormLinear(Joined):
 
     input: SumNorm
     product: Linear
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        return self.input, self.product
+    parts_in: ClassVar = ("input", "product")
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,4 @@ class Mlp(Joined):
     input: SumNorm
     up: Linear
     down: Linear
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        return self.input, self.up, self.down
+    parts_in: ClassVar = ("input", "up", "down")

@@ -51,7 +51,7 @@ def follow_torch() -> None:
 
 def usual_way(backend: str, images: Tensor, compiled: Compiled | Packed) -> str:
     """The way that is likely best without trying: by whether the rows of an MLP fill the device."""
-    rows = len(images) * compiled.plan("logits", "gpu").config.num_tokens
+    rows = len(images) * compiled.plan("logits").config.num_tokens
     if rows < ROWS_PER_BLOCK * multiprocessors(images.device):
         return "waves" if backend == "cuda" else "steps"
     return "steps" if capability(images.device) >= (9, 0) else "fused"  # separate products have wgmma there
