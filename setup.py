@@ -184,7 +184,7 @@ if platform.system() != "Linux":
 setup(
     packages=[*find_packages(include=["vitsparse", "vitsparse.*"]), "vitsparse._triton"],
     package_dir={"vitsparse._triton": "kernels/triton"},
-    package_data={"vitsparse": ["py.typed"]},
+    package_data={"vitsparse": ["py.typed", "model/pretrained.json"]},
     ext_modules=[Extension("vitsparse._core", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

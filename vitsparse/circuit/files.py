@@ -147,6 +147,11 @@ def existing_file(path: str | os.PathLike) -> Path:
     return path
 
 
+def default_cache() -> Path:
+    """``vitsparse`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitsparse"
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from ..circuit.circuit import Circuit
 from ..circuit.files import read_json, sha256_of, write_bytes, write_json
 from ..errors import InputError
-from ..model.weights import read_weights
+from ..model.weights import read_weights, storable
 from .plan import Plan
 from .plan_check import check_loaded
 from .plan_file import plan_from_dict, plan_to_dict
@@ -22,11 +23,14 @@ CONSTANTS = "constants:"  # prefix that tells a folded constant from a parameter
 
 
 def save_sparse(folder: str | Path, plan: Plan, parameters: Mapping[str, Tensor], circuit: Circuit,
-                backend: str) -> None:
-    """Write the three files, each atomically; the last names the digests of the others, so that none is mixed up."""
+                backend: str, dtype: torch.dtype | None = None) -> None:
+    """Write the three files, each atomically; the last names the digests of the others, so that none is mixed up.
+
+    ``dtype`` is that of the numbers in the file, see :func:`vitsparse.model.weights.storable`.
+    """
     folder = Path(folder)
     tensors = {**parameters, **{CONSTANTS + name: value for name, value in plan.constants.items()}}
-    data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"format": "pt"})
+    data = save(storable(tensors, dtype, where=folder / WEIGHTS_FILE), {"format": "pt"})
     write_bytes(folder / WEIGHTS_FILE, data)
     circuit.save(folder / CIRCUIT_FILE)
     digests = {name: sha256_of(folder / name) for name in (WEIGHTS_FILE, CIRCUIT_FILE)}
@@ -34,8 +38,11 @@ def save_sparse(folder: str | Path, plan: Plan, parameters: Mapping[str, Tensor]
                                       "backend": backend, "sha256": digests, "plan": plan_to_dict(plan)})
 
 
-def load_sparse(folder: str | Path) -> tuple[Plan, dict[str, Tensor], Circuit, str]:
-    """(front plan, parameters, circuit, backend) from a folder; every complaint names file and field."""
+def load_sparse(folder: str | Path, dtype: torch.dtype) -> tuple[Plan, dict[str, Tensor], Circuit, str]:
+    """(front plan, parameters, circuit, backend) from a folder; every complaint names file and field.
+
+    Parameters and constants are of ``dtype``, whatever they are in the file.
+    """
     folder = Path(folder)
     path, weights, circuit_file = (folder / name for name in (CONFIG_FILE, WEIGHTS_FILE, CIRCUIT_FILE))
     data = read_json(path)
@@ -51,7 +58,9 @@ def load_sparse(folder: str | Path) -> tuple[Plan, dict[str, Tensor], Circuit, s
             raise InputError("a field is missing or damaged", where=f"{path}: {field}", expected=kind.__name__,
                              found=repr(data.get(field)))
     # What was read is a view of the file, which may change or shrink while the model lives, at addresses even or odd.
-    tensors = {key: value.clone() for key, value in read_weights(weights)[0].items()}
+    # Integers stay what they are, to be refused.
+    tensors = {key: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
+               for key, value in read_weights(weights)[0].items()}
     constants = {key.removeprefix(CONSTANTS): value for key, value in tensors.items() if key.startswith(CONSTANTS)}
     parameters = {key: value for key, value in tensors.items() if not key.startswith(CONSTANTS)}
     circuit = Circuit.load(circuit_file)

@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 from ..backends import portable, reference
 from ..circuit.circuit import Circuit
 from ..errors import InputError
+from ..model.config import ViTConfig
+from ..model.registry import LOADERS
 from ..model.vit import ViT
 from ..ops.backend import choose
 from ..ops.checks import offered
@@ -261,16 +263,24 @@ class SparseViT(nn.Module):
         """
         return to_dense(self._front, self.circuit, self._live_parameters("to_dense"))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` (plan and backend), ``model.safetensors`` and ``circuit.json``, each atomically."""
-        save_sparse(folder, self._front, self._live_parameters("save_pretrained"), self.circuit, self.backend)
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` (plan and backend), ``model.safetensors`` and ``circuit.json``, each atomically.
+
+        ``dtype`` rounds the numbers in the file (float16 halves it) and raises :class:`InputError` for any beyond it.
+        """
+        save_sparse(folder, self._front, self._live_parameters("save_pretrained"), self.circuit, self.backend, dtype)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, backend: str | None = None,
-                        device: torch.device | str = "cpu") -> SparseViT:
-        """Read what :meth:`save_pretrained` wrote, to ``device``; ``backend`` replaces the saved choice."""
+    def from_pretrained(cls, folder: str | Path, *, backend: str | None = None, device: torch.device | str = "cpu",
+                        dtype: torch.dtype | None = None, **overrides: Any) -> SparseViT:
+        """Read what :meth:`save_pretrained` wrote, to ``device``; ``backend`` replaces the saved choice.
+
+        The tensors get ``dtype`` (torch's default where None), as in the dense model. ``overrides`` are fields of
+        :class:`ViTConfig`; a plan holds for one, so any other value raises :class:`InputError`.
+        """
         with torch.inference_mode(False):  # tensors made in inference mode could never be trained
-            plan, parameters, circuit, saved = load_sparse(folder)
+            plan, parameters, circuit, saved = load_sparse(folder, dtype or torch.get_default_dtype())
+            _check_same(plan.config, overrides, folder)
             parameters = {name: value.to(device) for name, value in parameters.items()}
             return cls(plan, parameters, circuit, backend=backend or saved).eval()
 
@@ -278,6 +288,15 @@ class SparseViT(nn.Module):
         """One line: the modules below only hold parameters, and the plan says what runs."""
         chosen = f" ({self._chosen[1]})" if self.backend == "auto" and self._chosen else ""
         return f"SparseViT({self.plan!r}, {self.circuit!r}, backend={self.backend!r}{chosen})"
+
+
+def _check_same(config: ViTConfig, overrides: Mapping[str, Any], folder: str | Path) -> None:
+    """Refuse ``overrides`` that ask for another model than the saved one of ``config``."""
+    if ViTConfig.from_dict({**config.to_dict(), **overrides}, where=folder) != config:
+        raise InputError("a saved sparse model cannot be changed on loading", where=folder, expected=dict(overrides),
+                         found={name: getattr(config, name) for name in overrides},
+                         remedy="load it as it is; or change the dense model (reset_classifier, say) and sparsify it "
+                                "with the same circuit")
 
 
 def _derive_again(module: SparseViT, _: Any) -> None:
@@ -330,3 +349,6 @@ class _Head(nn.Module):
 
 def _buffer_name(name: str) -> str:
     return name.replace(".", "_")
+
+
+LOADERS["sparse_vit"] = SparseViT.from_pretrained

@@ -40,11 +40,6 @@ class Decoded:
     skipped: tuple[str, ...]
 
 
-def default_cache() -> Path:
-    """``vitsparse`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitsparse"
-
-
 def decoded(source: Source, part: str, num_classes: int, cache: Path) -> Decoded:
     """The images of ``part`` ("train" or "val") with labels below ``num_classes``, ordered by image number, then label.
 

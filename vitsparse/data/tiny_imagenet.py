@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..circuit.files import existing
+from ..circuit.files import default_cache, existing
 from ..errors import InputError, MissingFile, nearest
 from .archives import Folder, OfficialLayout, Source, Zip
-from .decoded import decoded, default_cache
+from .decoded import decoded
 from .image_set import ImageSet, check_class_count
 from .parquet import ParquetShards
 

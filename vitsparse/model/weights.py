@@ -58,15 +58,29 @@ def build(config: ViTConfig, state: Mapping[str, Tensor], *, where: object, devi
     return model
 
 
-def save_pretrained(model: ViT, folder: str | os.PathLike) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into ``folder``, each atomically."""
+def save_pretrained(model: ViT, folder: str | os.PathLike, *, dtype: torch.dtype | None = None) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into ``folder``, each atomically; ``dtype`` as in `storable`."""
     folder, arguments = Path(folder), model.config.to_dict()
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    state = storable(model.state_dict(), dtype, where=folder / WEIGHTS_FILE)
     data = save(state, {"format": "pt", "config": json.dumps(arguments)})
     write_bytes(folder / WEIGHTS_FILE, in_one_order(data))
     num_classes = arguments.pop("num_classes")
     write_json(folder / CONFIG_FILE, {"format": FORMAT, "version": VERSION, "architecture": "vit",
                                       "num_classes": num_classes, "model_args": arguments})
+
+
+def storable(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, *, where: object) -> dict[str, Tensor]:
+    """The tensors as a file takes them: contiguous, on the CPU, rounded to ``dtype`` (None: each as it is).
+
+    Raises :class:`InputError` naming tensors with numbers that ``dtype`` cannot hold, as float16 beyond 65,504.
+    """
+    rounded = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in tensors.items()}
+    beyond = [key for key, tensor in tensors.items()
+              if rounded[key].dtype != tensor.dtype and tensor.isfinite().all() and not rounded[key].isfinite().all()]
+    if beyond:
+        raise InputError(f"numbers are too large for {dtype}", where=where, found=", ".join(beyond[:8]),
+                         expected=f"magnitudes up to {torch.finfo(dtype).max:g}", remedy="save in float32")
+    return rounded
 
 
 def load_pretrained(path: str | os.PathLike, *, device: torch.device | str | None = None,
