@@ -40,7 +40,7 @@ def tied_model():
 
 
 def checkpoint_of(model, optimizer, **state):
-    return Checkpoint(model_tensors(model), optimizer_tensors(model, optimizer), state)
+    return Checkpoint(model_tensors(model), optimizer_tensors(model, [optimizer]), state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -52,7 +52,7 @@ def test_round_trip_of_model_and_optimizer(tmp_path, dtype):
     other = (tied_model() if dtype == torch.float32 else nn.Linear(3, 3)).to(dtype)
     fresh = torch.optim.AdamW(other.parameters(), lr=1e-2)
     loaded = load_checkpoint(tmp_path)
-    restore(loaded, other, fresh)
+    restore(loaded, other, [fresh])
     assert loaded.state["note"] == [1, None, 0.1]
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
@@ -65,7 +65,7 @@ def test_optimizer_state_goes_by_name_not_order(tmp_path):
     model = nn.Linear(3, 2)
     save_checkpoint(tmp_path, checkpoint_of(model, trained(model)), 1)
     reordered = torch.optim.AdamW([model.bias, model.weight])
-    restore(load_checkpoint(tmp_path), model, reordered)
+    restore(load_checkpoint(tmp_path), model, [reordered])
     assert reordered.state[model.bias]["exp_avg"].shape == (2,)
 
 

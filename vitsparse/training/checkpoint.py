@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,22 +128,25 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by ``<field>/<parameter name>``, so that it does not hang on the parameters' order."""
-    return {f"{field}/{name}": value for name, parameter in model.named_parameters()
+def optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' state by ``<field>/<parameter name>``, so that it does not hang on the parameters' order."""
+    return {f"{field}/{name}": value for name, parameter in model.named_parameters() for optimizer in optimizers
             for field, value in optimizer.state.get(parameter, {}).items()}
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Copy the checkpoint's tensors into ``model``, which must fit (:func:`describe_model`), and ``optimizer``."""
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Copy the checkpoint's tensors into ``model``, which must fit (:func:`describe_model`), and ``optimizers``."""
     model.load_state_dict(checkpoint.model)  # and not tensor by tensor: a module may have to hear of it
     parameters = dict(model.named_parameters())
-    optimizer.state.clear()
+    owner = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups
+             for parameter in group["params"]}
+    for optimizer in optimizers:
+        optimizer.state.clear()
     for key, value in checkpoint.optimizer.items():
         field, name = key.split("/", 1)
-        # AdamW keeps its step counts on the CPU and its moments beside their parameter.
+        # Step counts are kept on the CPU, moments beside their parameter.
         home = "cpu" if field == "step" else parameters[name].device
-        optimizer.state[parameters[name]][field] = value.to(home, copy=True)
+        owner[parameters[name]].state[parameters[name]][field] = value.to(home, copy=True)
 
 
 def first_difference(saved: Any, current: Any, name: str) -> tuple[str, Any, Any] | None:

@@ -220,7 +220,7 @@ class _Run:
                 self.sums.loss += loss * count
                 self.sums.right += round(right)
                 self.sums.images += round(count)
-            lr = self.updater.optimizer.param_groups[0]["lr"]
+            lr = self.updater.optimizers[0].param_groups[0]["lr"]
             self.bar.set_postfix(epoch=self.epoch, loss=f"{loss:.3f}", lr=f"{lr:.1e}", refresh=False)
             self.pending.clear()
         now = time.monotonic()
@@ -242,7 +242,7 @@ class _Run:
         state = {**self.identity, "epoch": self.epoch, "step": self.step, "scaler": self.updater.scaler.state_dict(),
                  "sums": asdict(self.sums), "history": self.recorder.history.to_dict(),
                  "recipe": self.recipe.to_dict(), "torch": torch.__version__}
-        tensors = optimizer_tensors(self.model, self.updater.optimizer)
+        tensors = optimizer_tensors(self.model, self.updater.optimizers)
         save_checkpoint(self.out / "checkpoint", Checkpoint(model_tensors(self.model), tensors, state), self.total_step)
         self.saved_step, self.saved_at = self.total_step, time.monotonic()
         self.fetched_at = self.saved_at  # writing is not training time
@@ -258,7 +258,7 @@ class _Run:
                 raise InputError("the checkpoint is of another run", where=f"{checkpoint.path}: {where}",
                                  expected=f"{expected} (in the checkpoint)", found=found,
                                  remedy="resume with what it was trained with, or choose another output folder")
-        restore(checkpoint, self.model, self.updater.optimizer)
+        restore(checkpoint, self.model, self.updater.optimizers)
         state = checkpoint.state
         if state["scaler"] and self.updater.policy.scale_loss:
             self.updater.scaler.load_state_dict(state["scaler"])

@@ -13,6 +13,7 @@ import torch
 from ..errors import InputError, nearest
 
 Amp = Literal["auto", "off", "fp16", "bf16"]
+Optimizer = Literal["adamw", "muon"]
 
 # How often to write does not change what is learned, so a resumed run may change it.
 CADENCE_FIELDS = frozenset({"record_every", "checkpoint_every_epochs", "checkpoint_every_s", "checkpoint_every_steps"})
@@ -27,7 +28,7 @@ _POSITIVE = ("lr", "eps", "temperature")
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and a cosine schedule per step.
+    """AdamW (Loshchilov and Hutter 2019), or Muon and AdamW, with linear warm-up and a cosine schedule per step.
 
     Raises :class:`InputError` naming the field when a value is out of its range.
     """
@@ -35,6 +36,9 @@ class Recipe:
     epochs: int = 30
     batch_size: int = 128
     """images per update; for whoever builds the stream"""
+    optimizer: Optimizer = "adamw"
+    """muon: the matrices of the blocks by Muon (Jordan et al. 2024), its updates scaled to the size of AdamW's (Liu et
+    al. 2025, arXiv:2502.16982), so that lr and weight_decay mean the same; everything else by AdamW"""
     lr: float = 1e-3
     """the learning rate at the end of the warm-up, its largest"""
     weight_decay: float = 0.05
@@ -80,8 +84,9 @@ class Recipe:
                 type(beta) in (int, float) and 0 <= beta < 1 for beta in betas):
             raise _refused("betas", "two numbers, at least 0 and below 1", betas)
         object.__setattr__(self, "betas", tuple(betas))
-        if self.amp not in get_args(Amp):
-            raise _refused("amp", " or ".join(get_args(Amp)), self.amp)
+        for name, known in (("amp", get_args(Amp)), ("optimizer", get_args(Optimizer))):
+            if getattr(self, name) not in known:
+                raise _refused(name, " or ".join(known), getattr(self, name))
         if self.min_lr > self.lr:
             raise _refused("min_lr", f"at most lr = {self.lr}", self.min_lr)
         if self.warmup_epochs > self.epochs:
