@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from vitsparse import Ablation, Circuit, EdgeScores, Graph, ViT, data, sort_neurons
+from vitsparse import Ablation, Graph, ViT, data, sort_neurons
 from vitsparse.compiler.cost import CostModel, PlanCost
 from vitsparse.data import Batches
 from vitsparse.discovery import METHODS, budgeted
-from vitsparse.discovery.nodes import cut_share
+from vitsparse.discovery.nodes import cut_share, largest_within
 from vitsparse.evaluation.faithfulness import circuit_metrics
 from vitsparse.model.weights import load_pretrained
 
@@ -63,15 +63,6 @@ def rows(*, quick: bool = False, model: Path | None = None, images: Path | None 
              "seconds": round(seconds, 1)}
             for (name, budget, circuit, seconds), kl, accuracy in zip(found, kls.tolist(), accuracies.tolist(),
                                                                       strict=True)]
-
-
-def largest_within(scores: EdgeScores, cost: PlanCost, limit: float) -> Circuit:
-    """A ``top_k`` within ``limit`` microseconds, by bisection: about the largest, as latency mostly grows with k."""
-    fits, too_slow = 0, scores.graph.num_edges + 1
-    while too_slow - fits > 1:
-        middle = (fits + too_slow) // 2
-        fits, too_slow = ((middle, too_slow) if cost.latency(scores.top_k(middle)) <= limit else (fits, middle))
-    return scores.top_k(fits)
 
 
 def _timed(run: Callable[[], Any]) -> tuple[Any, float]:

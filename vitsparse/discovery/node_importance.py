@@ -26,7 +26,7 @@ from ..model.edgewise import check_fits
 from ..model.vit import ViT
 from .eap import eap
 from .identity import identity
-from .nodes import Cost, check_cost, edge_senders, savings, without
+from .nodes import Cost, check_cost, edge_senders, of_nodes, savings, without
 from .objective import Objective
 
 
@@ -56,15 +56,7 @@ def node_importance(model: ViT, batches: Iterable[tuple[Tensor, Tensor]], *, gra
     saved = savings(cost, graph, everything, [((node,), keep) for node, keep in zip(nodes, circuits, strict=True)])
     importance = np.concatenate([[np.inf], np.abs(harm) / np.maximum(saved, 1e-3)])
     about |= {"method": "node_importance", "exact": exact, "cost": dict(cost.describe())}
-    return EdgeScores(graph, _of_edges(graph, importance), about)
-
-
-def _of_edges(graph: Graph, importance: np.ndarray) -> np.ndarray:
-    """[E] from the importance of each sender [S]; edges that connect only what cannot die come out on top."""
-    values = np.concatenate([
-        np.minimum(importance[: reader.fan_in], importance[list(reader.drives)].max(initial=-np.inf)
-                   if reader.drives else np.inf) for reader in graph.reader_nodes])
-    return np.where(np.isinf(values), 1.0 + values[np.isfinite(values)].max(initial=0.0), values)
+    return EdgeScores(graph, of_nodes(graph, importance), about)
 
 
 @torch.no_grad()

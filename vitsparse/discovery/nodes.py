@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..circuit import Circuit, Graph
+from ..circuit import Circuit, EdgeScores, Graph
 from ..circuit.graph import Reader
 from ..circuit.liveness import reaches_logits
 from ..errors import InputError
@@ -66,6 +66,28 @@ def live_kills(graph: Graph, keep: np.ndarray) -> list[tuple[int, ...]]:
     mlps = groupby((s for s in live if graph.sender_nodes[s].kind == "mlp"), lambda s: graph.sender_nodes[s].layer)
     together = [tuple(groups) for _, groups in mlps]
     return [(sender,) for sender in live] + [groups for groups in together if len(groups) > 1]
+
+
+def of_nodes(graph: Graph, importance: np.ndarray) -> np.ndarray:
+    """[E]: scores of edges from those of senders [S], such that whole nodes die together under ``top_k``.
+
+    An edge has the score of the less important of the two nodes that it connects; an MLP reads for the most important
+    of its groups. A node of importance inf never is the less important one: edges that connect only such nodes, and
+    those to ``logits``, come out on top.
+    """
+    values = np.concatenate([
+        np.minimum(importance[: reader.fan_in], importance[list(reader.drives)].max(initial=-np.inf)
+                   if reader.drives else np.inf) for reader in graph.reader_nodes])
+    return np.where(np.isinf(values), 1.0 + values[np.isfinite(values)].max(initial=0.0), values)
+
+
+def largest_within(scores: EdgeScores, cost: Cost, limit: float) -> Circuit:
+    """A ``top_k`` within ``limit`` microseconds, by bisection: about the largest, as latency mostly grows with k."""
+    fits, too_slow = 0, scores.graph.num_edges + 1
+    while too_slow - fits > 1:
+        middle = (fits + too_slow) // 2
+        fits, too_slow = (middle, too_slow) if cost.latency(scores.top_k(middle)) <= limit else (fits, middle)
+    return scores.top_k(fits)
 
 
 def between_live_nodes(graph: Graph, keep: np.ndarray) -> np.ndarray:
