@@ -1,0 +1,7 @@
+"""``python -m experiments.seed_table``: the journal of this experiment alone, with what it starts from."""
+
+import sys
+
+from experiments.__main__ import main
+
+sys.exit(main(sys.argv[1:], "seed_table"))
