@@ -61,8 +61,8 @@ class Card:
                     f'model = vs.create_model("{self.name}", pretrained=True).eval()',
                     f"logits = model(images)    # float32 [B, {c.in_chans}, {c.img_size}, {c.img_size}] -> "
                     f"[B, {c.num_classes}]", "```", "")
-        yield (f"Images are RGB, 0 to 1, minus the mean {tiny_imagenet.MEAN}, divided by {tiny_imagenet.STD}. The files "
-               "hold float16 and become float32 on loading; each is compared with the sha256 in the package first.")
+        yield (f"Images are RGB, 0 to 1, minus the mean {tiny_imagenet.MEAN}, divided by {tiny_imagenet.STD}. "
+               "The files hold float16 and become float32 on loading; each is compared with its pinned sha256 first.")
 
     def _facts(self) -> Iterator[str]:
         row, c = self.result["row"], self.config
@@ -94,18 +94,18 @@ class Card:
     def _accuracy(self) -> Iterator[str]:
         row, before = self.result["row"], self.result["before"]
         kl = "" if row["kl"] is None else f", KL from the dense model {row['kl']:.4f} nats"
-        yield f"{share(row)} of {row['images']:,} test images (95 % interval by Wilson); loss {row['loss']:.4f} nats{kl}."
+        yield f"{share(row)} of {row['images']:,} test images (95 % interval, Wilson); loss {row['loss']:.4f} nats{kl}."
         if before:
             yield f"Before fine-tuning: {share(before)}."
-        yield ("Measured on the float32 weights; the float16 files were not measured." if self.changed is None else
-               f"Measured on the float32 weights; with the float16 files {self.changed} images change between right "
-               "and wrong.")
+        rounded = ("the float16 files were not measured" if self.changed is None else
+                   f"with the float16 files {self.changed} images change between right and wrong")
+        yield f"Measured before rounding; {rounded}."
 
     def _latency(self) -> Iterator[str]:
         if self.latency is None:
             yield "Not measured."
             return
-        yield "Milliseconds of a call, p50 [p20, p80], beside the dense model of this size; all took turns in one process."
+        yield "Milliseconds of a call, p50 [p20, p80], beside the dense model of this size, all taking turns."
         yield from ("", "| batch | this model | dense | times as fast as the strongest |", "| --: | --- | --- | --- |")
         for batch, found in self.latency["batches"].items():
             dense = "<br>".join(f"{runtime} {_spread(times)}" for runtime, times in found["dense"].items())
@@ -114,14 +114,15 @@ class Card:
         yield from ("", f"{_machine(self.latency)}. On another machine only the ratios mean something.")
 
     def _origin(self) -> Iterator[str]:
-        yield f"Cell `{self.result['cell']}` of the experiments, size `{self.result['size']}`: `{self.result['command']}`."
-        yield f"{_machine(self.result)}."
+        result = self.result
+        yield f"Cell `{result['cell']}` of the experiments, size `{result['size']}`: `{result['command']}`."
+        yield f"{_machine(result)}."
 
     def _limits(self) -> Iterator[str]:
         c = self.config
-        yield (f"A model for research on pruning, trained on images of {c.img_size} x {c.img_size} pixels. It names one of "
-               f"{c.num_classes} classes whatever it is shown and is often wrong; its confidence is not calibrated, and "
-               "shifted or adversarial images were not looked at. Not for decisions about people.")
+        yield (f"A model for research on pruning, trained on images of {c.img_size} x {c.img_size} pixels. It names "
+               f"one of {c.num_classes} classes whatever it is shown, and is often wrong; its confidence is not "
+               "calibrated, and shifted or adversarial images were not looked at. Not for decisions about people.")
 
 
 def describe(architecture: str, result: Mapping[str, Any], num_classes: int) -> str:
@@ -145,10 +146,10 @@ def index_page(models: Mapping[str, Pretrained]) -> str:
         "# Weights", "", "Written by `python -m experiments.publish`; each model has a card.", "",
         "| name | what it is | MB | sha256 of model.safetensors |", "| --- | --- | --: | --- |", *rows, "",
         "```python", "import vitsparse as vs", "", "vs.list_models(pretrained=True)",
-        "model = vs.create_model(NAME, pretrained=True).eval()    # weights=FOLDER or https URL, where not in a checkout",
+        "model = vs.create_model(NAME, pretrained=True).eval()    # outside a checkout: weights=FOLDER or an https URL",
         "```", "",
-        "Files are float16 safetensors. `vitsparse/model/pretrained.json` pins the sha256 and the size of every one, and",
-        "none is parsed that differs; so a copy of this folder may lie anywhere: give it as `weights=` or in",
+        "Files are float16 safetensors. `vitsparse/model/pretrained.json` pins the sha256 and the size of every one;",
+        "a file that differs is never parsed. So a copy of this folder may lie anywhere: name it in `weights=` or in",
         "`VITSPARSE_WEIGHTS`.", "", LICENCE]) + "\n"
 
 

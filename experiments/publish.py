@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from vitsparse.evaluation.intervals import right_answers
 from vitsparse.model.config import ViTConfig
 from vitsparse.model.pretrained import INDEX_FILE, Pretrained, Stamp, read_index, write_index
 from vitsparse.model.registry import open_folder, parse
+from vitsparse.model.weights import save_pretrained
 
 from .journal import load_result
 from .judge import answers, size_of
-from .lab import Lab, save
+from .lab import Lab
 from .model_card import Card, describe, index_page
 from .sizes import SIZES
 
@@ -75,7 +77,8 @@ def publish(folder: Path, name: str, result_file: Path, *, latency_file: Path | 
     shelf.weights.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=shelf.weights, prefix=".publish-") as temporary:
         staged = Path(temporary) / name
-        save(model, staged, dtype=torch.float16)
+        save = model.save_pretrained if isinstance(model, SparseViT) else partial(save_pretrained, model)
+        save(staged, dtype=torch.float16)
         changed = None if data is None else _changed(open_folder(staged), result, data)
         kind, classes = ("vit" if isinstance(model, ViT) else "sparse_vit"), model.config.num_classes
         files = {path.name: Stamp.of(path) for path in sorted(staged.iterdir())}
@@ -89,8 +92,9 @@ def _beyond(name: str, config: ViTConfig) -> dict[str, Any]:
     """What ``config`` has beyond its name and number of classes; raises where the name says something else."""
     if not re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", name):
         raise InputError("the name is not of the right form", where="--name", expected="ARCHITECTURE.TAG", found=name)
-    said, have = parse(name.partition(".")[0]), config.to_dict()
-    default = ViTConfig.from_dict(said).to_dict()
+    have = config.to_dict()
+    said = parse(name.partition(".")[0], have)
+    default = {**ViTConfig().to_dict(), **said}
     beyond = {key: value for key, value in have.items() if value != default[key] and key != "num_classes"}
     if wrong := [key for key in beyond if key in said]:
         raise InputError("the name is of another architecture", where=f"--name {name}",

@@ -186,8 +186,9 @@ def test_a_wheel_holds_all_parts(root, tmp_path):
                    capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"vitsparse/py.typed", "vitsparse/_triton/noop.py", *(f"vitsparse/{path.name}" for path in libraries()),
-            f"vitsparse/{Path(native.core().__file__).name}"} <= names
+    assert {"vitsparse/py.typed", "vitsparse/model/pretrained.json", "vitsparse/_triton/noop.py",
+            *(f"vitsparse/{path.name}" for path in libraries()), f"vitsparse/{Path(native.core().__file__).name}"
+            } <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"vitsparse"}
 
 

@@ -16,6 +16,9 @@ BACKEND = 1e-5
 LOW_PRECISION_RATIO = 2.0
 """A low-precision backend may err at most this much more against float64 than plain PyTorch in that precision."""
 
+STORED_IN_HALF = 5e-3
+"""Weights and constants rounded to float16 (2**-11 each) in a model of two layers, computed in float32."""
+
 
 def error(actual: Tensor, expected: Tensor) -> float:
     """max |actual - expected| / max |expected|, in float64; NaN anywhere gives NaN, which passes no comparison."""

@@ -66,8 +66,9 @@ class Pretrained:
         return sum(stamp.bytes for stamp in self.files.values())
 
 
-def read_index(path: Path = INDEX_FILE) -> dict[str, Pretrained]:
-    """The entries by full name, in the order of the file."""
+def read_index(path: Path | None = None) -> dict[str, Pretrained]:
+    """The entries by full name, in the order of the file (None: the package's)."""
+    path = path or INDEX_FILE
     data = read_json(path)
     if not isinstance(data, dict) or (data.get("format"), data.get("version")) != (FORMAT, VERSION):
         raise InputError("this is no index of trained weights", where=path, expected=f"{FORMAT}, version {VERSION}")

@@ -118,7 +118,8 @@ def _arguments(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
     if entry.architecture != "vit":
         raise InputError("a sparse model is what its weights make it", where=name, expected="pretrained=True",
                          found="pretrained=False", remedy=f"for the dense one write {architecture!r}")
-    return {**parse(architecture, overrides), "num_classes": entry.num_classes, **entry.model_args}
+    arguments = {"num_classes": entry.num_classes, **entry.model_args}
+    return {**parse(architecture, {**arguments, **overrides}), **arguments}
 
 
 def parse(name: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
