@@ -9,7 +9,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import transforms as T
-from .mixing import Mix, draw_mix
+from .mixing import draw_mix
+
+Drawn = dict[str, Tensor]
+"""Parameters by the step that takes them, each [B, ...]; a step that is off has none."""
 
 
 @dataclass(frozen=True)
@@ -60,32 +63,39 @@ class Augmentation:
         """Whether CutMix or MixUp is on."""
         return bool(self.cutmix_alpha or self.mixup_alpha)
 
-    def draw_mix(self, uniform: T.Uniform, size: tuple[int, int]) -> Mix:
-        """Parameters of CutMix and MixUp for the batch."""
-        return draw_mix(uniform, (self.cutmix_alpha, self.mixup_alpha), self.mix_prob, self.cutmix_share, size)
+    def draw(self, uniform: T.Uniform, size: tuple[int, int]) -> Drawn:
+        """Parameters of all but the noise for images of ``size``: ``flip``, ``maps``, ``erase``, ``share``, ``cut``."""
+        drawn = {}
+        if self.flip:
+            drawn["flip"] = T.draw_flip(uniform, self.flip)
+        if self.crop_scale or self.rotation_degrees:
+            boxes = T.draw_crop(uniform, self.crop_scale or (1.0, 1.0), self.crop_ratio if self.crop_scale
+                                else (1.0, 1.0), size)
+            degrees = T.draw_rotation(uniform, self.rotation_degrees) if self.rotation_degrees else None
+            drawn["maps"] = T.source_maps(boxes, degrees, size)
+        if self.erase_prob:
+            drawn["erase"] = T.draw_erase(uniform, self.erase_prob, self.erase_scale, self.erase_ratio, size)
+        if self.mixes:
+            mix = draw_mix(uniform, (self.cutmix_alpha, self.mixup_alpha), self.mix_prob, self.cutmix_share, size)
+            drawn |= {"share": mix.share, "cut": mix.boxes}
+        return drawn
 
 
-def augment(images: Tensor, augmentation: Augmentation, uniform: T.Uniform, normal: T.Uniform,
+def augment(images: Tensor, drawn: Drawn, noise: Tensor | None,
             statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
-    """uint8 [B, H, W, C] to augmented, normalised float32 [B, C, H, W] on the same device; mixing is a later step.
+    """uint8 [B, H, W, C] to augmented, normalised float32 [B, C, H, W]; mixing is a later step.
 
-    ``uniform`` gives parameters on the CPU, ``normal`` pixel noise on the device of ``images``, both [B, n];
-    ``statistics`` are mean and std per channel.
+    ``noise`` float32 [B, C * H * W] is for pixels in [0, 1]; ``statistics`` are mean and std per channel.
     """
-    a, size = augmentation, tuple(images.shape[1:3])
+    if "flip" in drawn:
+        images = T.flip(images, drawn["flip"])
     pixels = T.to_float(images)
-    if a.flip:
-        pixels = T.flip(pixels, T.draw_flip(uniform, a.flip).to(images.device))
-    if a.crop_scale or a.rotation_degrees:
-        boxes = T.draw_crop(uniform, a.crop_scale or (1.0, 1.0), a.crop_ratio if a.crop_scale else (1.0, 1.0), size)
-        degrees = T.draw_rotation(uniform, a.rotation_degrees) if a.rotation_degrees else None
-        pixels = T.crop_and_rotate(pixels, boxes, degrees)
-    if a.noise_std:
-        pixels = T.add_noise(pixels, normal("noise", pixels[0].numel()).view(pixels.shape).mul_(a.noise_std))
+    if "maps" in drawn:
+        pixels = T.resample(pixels, drawn["maps"])
+    if noise is not None:
+        pixels = T.add_noise(pixels, noise.view(pixels.shape))
     pixels = T.normalize(pixels, *statistics)
-    if a.erase_prob:
-        pixels = T.erase(pixels, T.draw_erase(uniform, a.erase_prob, a.erase_scale, a.erase_ratio, size))
-    return pixels
+    return T.erase(pixels, drawn["erase"]) if "erase" in drawn else pixels
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from . import draws
-from .augment import Augmentation, augment, one_hot
+from .augment import Augmentation, Drawn, augment, one_hot
 from .image_set import ImageSet
-from .mixing import mix
+from .mixing import Mix, mix
+from .placed import Placed
 from .ranks import Ranks
 from .transforms import normalize, to_float
+
+DRAWN_AT_ONCE = 4096  # images: their parameters are few numbers each, and cost more to launch than to draw
+BLOCK = 32  # images that a CPU augments at once: what they go through then stays in its cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +49,14 @@ class Batches:
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images = self.image_set
-        for start in range(0, self.num_images, self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, self.num_images))
-            pixels, labels = _gather(images, rows, self.device)
-            yield normalize(to_float(pixels), images.mean, images.std), labels
+        data, placed = self.image_set, self._placed
+        for rows in torch.arange(self.num_images, device=placed.home).split(self.batch_size):
+            pixels, labels = placed.take(rows)
+            yield normalize(to_float(pixels), data.mean, data.std), labels
+
+    @functools.cached_property
+    def _placed(self) -> Placed:
+        return Placed(self.image_set, self.device, self.num_images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,30 +98,60 @@ class TrainStream:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch (this rank's part of each) from ``start_step`` on."""
-        order = draws.permutation(self.seed, epoch, len(self.image_set))
-        for step in range(start_step, self.steps_per_epoch):
-            yield self._batch(epoch, order[step * self.batch_size:(step + 1) * self.batch_size])
+        order = draws.permutation(self.seed, epoch, len(self.image_set), self._placed.home)
+        steps = range(start_step, self.steps_per_epoch)
+        at_once = max(1, DRAWN_AT_ONCE // self.batch_size)
+        for chunk in (steps[start:start + at_once] for start in range(0, len(steps), at_once)):
+            parts = [self._part(order[step * self.batch_size:(step + 1) * self.batch_size]) for step in chunk]
+            for rows, drawn in zip(parts, self._draw(epoch, parts), strict=True):
+                yield self._batch(epoch, rows, drawn)
 
-    def _batch(self, epoch: int, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """This rank's part of the ``batch`` of data set indices int64 [B]."""
-        data, part, mixes = self.image_set, self.ranks.part(len(batch)), self.augmentation.mixes
-        # An image is mixed with the one before it in the whole batch, so a part needs one image more; -1 is the last.
-        indices = batch[torch.arange(part.start - mixes, part.stop)]
-        pixels, labels = _gather(data, indices.numpy(), self.device)
+    @functools.cached_property
+    def _placed(self) -> Placed:
+        return Placed(self.image_set, self.device)
+
+    def _part(self, batch: Tensor) -> Tensor:
+        """This rank's part of the ``batch`` of data set indices int64 [B], after the image before it if it mixes.
+
+        An image is mixed with the one before it in the whole batch; before the first one is the last.
+        """
+        part = self.ranks.part(len(batch))
+        return batch[torch.arange(part.start - self.augmentation.mixes, part.stop, device=batch.device)]
+
+    def _draw(self, epoch: int, parts: list[Tensor]) -> Iterator[Drawn]:
+        """What is drawn for each of ``parts``, for all of them together."""
+        indices = self._placed.bring(torch.cat(parts))
         uniform = functools.partial(draws.uniform, self.seed, epoch, indices)
-        normal = functools.partial(draws.normal, self.seed, epoch, indices.to(pixels.device))
-        images = augment(pixels, self.augmentation, uniform, normal, (data.mean, data.std))
-        targets = one_hot(labels, self.num_classes)
-        if not mixes:
-            return images, targets
-        own = functools.partial(draws.uniform, self.seed, epoch, indices[1:])
-        return mix(images, targets, self.augmentation.draw_mix(own, tuple(images.shape[-2:])))
+        drawn = self.augmentation.draw(uniform, self.image_set.images.shape[1:3])
+        stops = itertools.accumulate(map(len, parts))
+        return (_rows(drawn, slice(stop - len(part), stop)) for part, stop in zip(parts, stops, strict=True))
+
+    def _batch(self, epoch: int, rows: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """The images ``rows``, block by block."""
+        pixels, labels = self._placed.take(rows)
+        indices, targets = self._placed.bring(rows), one_hot(labels, self.num_classes)
+        size = BLOCK if pixels.device.type == "cpu" else len(rows)
+        blocks, last = [], None
+        for start in range(0, len(rows), size):
+            block = slice(start, start + size)
+            images = self._augmented(epoch, indices[block], pixels[block], _rows(drawn, block))
+            if not self.augmentation.mixes:
+                blocks.append((images, targets[block]))
+                continue
+            with_last = images if last is None else torch.cat([last, images])
+            own, last = slice(max(start, 1), start + size), images[-1:]
+            blocks.append(mix(with_last, targets[own.start - 1:own.stop], Mix(drawn["share"][own], drawn["cut"][own])))
+        return tuple(map(torch.cat, zip(*blocks, strict=True)))
+
+    def _augmented(self, epoch: int, indices: Tensor, pixels: Tensor, drawn: Drawn) -> Tensor:
+        data, noise, noise_std = self.image_set, None, self.augmentation.noise_std
+        if noise_std:
+            noise = draws.normal(self.seed, epoch, indices, "noise", pixels[0].numel()).mul_(noise_std)
+        return augment(pixels, drawn, noise, (data.mean, data.std))
 
 
-def _gather(data: ImageSet, rows: np.ndarray, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 [B, H, W, C] and int64 [B] on the device. Indexing copies, so a read-only memory map is fine."""
-    pixels, labels = (torch.from_numpy(np.ascontiguousarray(array[rows])) for array in (data.images, data.labels))
-    return pixels.to(device), labels.to(device)
+def _rows(drawn: Drawn, rows: slice) -> Drawn:
+    return {name: parameters[rows] for name, parameters in drawn.items()}
 
 
 def _require_positive(name: str, value: int) -> None:

@@ -31,24 +31,29 @@ def normal(seed: int, epoch: int, indices: Tensor, purpose: str, n: int) -> Tens
     Each value is the normal quantile of 16 random bits: pixel noise is drawn by the million, and one 64-bit word
     serves four pixels. A table keeps it free of the logarithms and cosines in which devices differ.
     """
-    words = _words(seed, epoch, indices, purpose, -(-n // 4))
-    position = words.view(torch.int16).to(torch.int32).add_(2**15)
+    position = _words(seed, epoch, indices, purpose, -(-n // 4)).view(torch.uint16).to(torch.int32)
     return _normal_quantiles(indices.device).index_select(0, position.view(-1)).view(position.shape)[:, :n]
 
 
-def permutation(seed: int, epoch: int, n: int) -> Tensor:
-    """int64 [n]: the order in which an epoch visits a data set of n images."""
-    return torch.argsort(_words(seed, epoch, torch.arange(n), "order", 1)[:, 0], stable=True)
+def permutation(seed: int, epoch: int, n: int, device: str | torch.device = "cpu") -> Tensor:
+    """int64 [n]: the order in which an epoch visits a data set of n images, the same on every device."""
+    return torch.argsort(_words(seed, epoch, torch.arange(n, device=device), "order", 1)[:, 0], stable=True)
 
 
 def _words(seed: int, epoch: int, indices: Tensor, purpose: str, n: int) -> Tensor:
     """int64 [B, n] of 64 random bits each."""
+    keys = _absorb(indices, _state(seed, epoch, purpose))
+    counters = torch.arange(1, n + 1, device=indices.device) * GOLDEN
+    return _mix(keys[:, None] + counters)
+
+
+@functools.lru_cache(maxsize=64)
+def _state(seed: int, epoch: int, purpose: str) -> int:
+    """What the first three integers of a key come to."""
     state = torch.zeros((), dtype=torch.int64)
     for value in (seed, epoch, _purpose_number(purpose)):
         state = _absorb(state, value)
-    keys = _absorb(indices, int(state))
-    counters = torch.arange(1, n + 1, device=indices.device) * GOLDEN
-    return _mix(keys[:, None] + counters)
+    return int(state)
 
 
 def _absorb(state: Tensor, value: int) -> Tensor:
@@ -57,8 +62,8 @@ def _absorb(state: Tensor, value: int) -> Tensor:
 
 def _mix(words: Tensor) -> Tensor:
     for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
-        words = (words ^ _logical_shift(words, shift)).mul_(multiplier)
-    return words ^ _logical_shift(words, 31)
+        words = _logical_shift(words, shift).bitwise_xor_(words).mul_(multiplier)
+    return _logical_shift(words, 31).bitwise_xor_(words)
 
 
 def _logical_shift(words: Tensor, shift: int) -> Tensor:
@@ -76,7 +81,10 @@ def _purpose_number(purpose: str) -> int:
 
 @functools.cache
 def _normal_quantiles(device: torch.device) -> Tensor:
-    """float32 [65536]: quantiles at the midpoints, scaled to variance one (the cut tails cost 0.01 %)."""
+    """float32 [65536]: quantiles at the midpoints, scaled to variance one (the cut tails cost 0.01 %).
+
+    Rolled by half: 16 bits u stand for the quantile of u as a signed number.
+    """
     midpoints = (torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16
     quantiles = torch.special.ndtri(midpoints)
-    return (quantiles / quantiles.square().mean().sqrt()).to(torch.float32).to(device)
+    return (quantiles / quantiles.square().mean().sqrt()).roll(2**15).to(torch.float32).to(device)

@@ -39,8 +39,8 @@ def draw_mix(uniform: Uniform, alphas: tuple[float, float], probability: float, 
         cutmix_share = float(cutmix_alpha > 0)
     chosen, which = uniform("mix", 2).unbind(1)
     mixed, by_cutmix = chosen < probability, which < cutmix_share
-    share = torch.ones(len(chosen))
-    boxes = torch.zeros(len(chosen), 4, dtype=torch.int64)
+    share = torch.ones_like(chosen)
+    boxes = torch.zeros(len(chosen), 4, dtype=torch.int64, device=chosen.device)
     if mixup_alpha:
         share = torch.where(mixed & ~by_cutmix, beta(uniform, "mixup", mixup_alpha), share)
     if cutmix_alpha:
@@ -54,9 +54,9 @@ def mix(images: Tensor, targets: Tensor, parameters: Mix) -> tuple[Tensor, Tenso
 
     The first is only a partner: for a whole batch its last image, for a part of one the image before that part.
     """
-    share, boxes = (tensor.to(images.device) for tensor in (parameters.share, parameters.boxes))
-    has_box = (boxes[:, 2] * boxes[:, 3] > 0)[:, None, None, None]
-    own = torch.where(has_box, (~box_mask(boxes, images.shape[-2:])).to(images.dtype), share[:, None, None, None])
+    share, boxes = parameters.share, parameters.boxes
+    everywhere = torch.where(boxes[:, 2] * boxes[:, 3] > 0, 1.0, share)
+    own = everywhere[:, None, None, None] - box_mask(boxes, images.shape[-2:])
     mixed = (images[:-1] * (1 - own)).add_(images[1:] * own)
     return mixed, targets[:-1] * (1 - share[:, None]) + targets[1:] * share[:, None]
 
@@ -85,9 +85,9 @@ def _log_gamma_draw(uniform: Uniform, purpose: str, alpha: float) -> Tensor:
 
 def _cut_boxes(uniform: Uniform, share: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes of about 1 - ``share`` of the image around a uniform centre, clipped at the edges (as in torchvision)."""
-    height, width = size
-    extent = torch.tensor([height, width])
-    centre = (uniform("cutmix.centre", 2) * extent).floor()
-    half = (0.5 * (1 - share).sqrt()[:, None] * extent).floor()
-    corner = (centre - half).clamp_min(0)
-    return torch.cat([corner, torch.minimum(centre + half, extent) - corner], dim=1).to(torch.int64)
+    centres, corners, extents = uniform("cutmix.centre", 2), [], []
+    for centre, length in zip(centres.unbind(1), size, strict=True):
+        centre, half = (centre * length).floor(), (0.5 * (1 - share).sqrt() * length).floor()
+        corners.append((centre - half).clamp_min(0))
+        extents.append((centre + half).clamp_max(length) - corners[-1])
+    return torch.stack(corners + extents, dim=1).to(torch.int64)
