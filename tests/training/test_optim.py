@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from vitsparse.data.ranks import Ranks
 from vitsparse.errors import InputError
 from vitsparse.training import AmpPolicy
+from vitsparse.training.muon import Muon, orthogonal
 from vitsparse.training.optim import Updater, distillation, objective, parameter_groups, soft_cross_entropy
 
 
@@ -118,3 +119,38 @@ def test_targets_of_another_number_of_classes_are_refused(make_vit, make_recipe,
     updater = _updater(make_vit(num_classes=7), make_recipe())
     with pytest.raises(InputError, match=r"expected: targets \[16, 7\]\n  found: targets \[16, 4\]"):
         updater.backward(*next(stream.epoch(0)))
+
+
+def _matrices():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(24, 8), (8, 24), (8, 8), (24, 8), (1, 8)]
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+@pytest.mark.parametrize("lr", [0.02, torch.tensor(0.02)], ids=["number", "tensor"])
+def test_muon_is_torchs(lr):
+    ours, theirs, generator = _matrices(), _matrices(), torch.Generator().manual_seed(1)
+    optimizer = Muon(ours, lr=lr, weight_decay=0.1)
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(4):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = b.grad = torch.randn(a.shape, generator=generator) * 10.0**step
+        ours[2].grad = theirs[2].grad = None  # as of a matrix that the loss does not see
+        optimizer.step()
+        reference.step()
+    for a, b, start in zip(ours, theirs, _matrices(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        assert torch.equal(a, start) == (a is ours[2])
+        assert optimizer.state[a].keys() == reference.state[b].keys()
+
+
+def test_orthogonal_matrices_keep_directions_and_lose_sizes():
+    sizes = torch.tensor([1e-3, 1, 1e3])[:, None, None]
+    matrices = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0)) * sizes
+    for found in (orthogonal(matrices), orthogonal(matrices.mT).mT):
+        sizes = torch.linalg.svdvals(found.float())
+        assert sizes.min() > 0.5
+        assert sizes.max() < 1.3
+        left = torch.einsum("nij,nkj->nik", found.float(), matrices)  # about U S U^T: symmetric, and positive
+        assert (left - left.mT).norm() < 0.1 * left.norm()
+        assert all(torch.linalg.eigvalsh(each + each.T).min() > 0 for each in left)

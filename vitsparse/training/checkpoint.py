@@ -138,15 +138,17 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Sequence[torch
     """Copy the checkpoint's tensors into ``model``, which must fit (:func:`describe_model`), and ``optimizers``."""
     model.load_state_dict(checkpoint.model)  # and not tensor by tensor: a module may have to hear of it
     parameters = dict(model.named_parameters())
-    owner = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups
+    owner = {parameter: (optimizer, group) for optimizer in optimizers for group in optimizer.param_groups
              for parameter in group["params"]}
     for optimizer in optimizers:
         optimizer.state.clear()
     for key, value in checkpoint.optimizer.items():
         field, name = key.split("/", 1)
-        # Step counts are kept on the CPU, moments beside their parameter.
-        home = "cpu" if field == "step" else parameters[name].device
-        owner[parameters[name]].state[parameters[name]][field] = value.to(home, copy=True)
+        parameter = parameters[name]
+        optimizer, group = owner[parameter]
+        # Step counts are kept on the CPU where a step need not be recorded, moments beside their parameter.
+        home = "cpu" if field == "step" and not group.get("capturable") else parameter.device
+        optimizer.state[parameter][field] = value.to(home, copy=True)
 
 
 def first_difference(saved: Any, current: Any, name: str) -> tuple[str, Any, Any] | None:

@@ -41,8 +41,9 @@ from .checkpoint import (
     restore,
     save_checkpoint,
 )
+from .graphed import recorded
 from .optim import Updater
-from .recipe import CADENCE_FIELDS, Recipe, amp_policy, learning_rate
+from .recipe import FREE_FIELDS, Recipe, amp_policy, learning_rate
 from .records import EpochRow, History, Recorder, gradient_flow
 
 # How long losses may stay on the device before they are fetched, shown and checked: a fetch makes a GPU wait.
@@ -139,9 +140,10 @@ class _Run:
         capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
         policy = amp_policy(self.recipe.amp, self.device.type, capability)
         self.updater = Updater.create(self.model, self.recipe, policy, self.teacher, self.ranks)
+        self.stepper = recorded(self.updater, self.device)
         self.per_epoch = self.stream.steps_per_epoch
         self.identity = {
-            "recipe": {k: v for k, v in self.recipe.to_dict().items() if k not in CADENCE_FIELDS},
+            "recipe": {k: v for k, v in self.recipe.to_dict().items() if k not in FREE_FIELDS},
             "model": describe_model(self.model), "stream": _describe_stream(self.stream),
             "teacher": None if self.teacher is None else fingerprint(self.teacher),
         }
@@ -187,10 +189,10 @@ class _Run:
     def _train_step(self, images: Tensor, targets: Tensor) -> None:
         number = self.total_step
         torch.manual_seed(step_seed(self.recipe.seed, self.epoch, self.step, self.ranks.rank))
-        facts = self.updater.backward(images, targets)
+        facts = self.stepper.backward(images, targets)
         if self.recipe.record_every and number % self.recipe.record_every == 0:
             self.recorder.add_gradients(gradient_flow(self.model, number))
-        self.updater.update(learning_rate(self.recipe, number, self.per_epoch), facts[-1])
+        self.stepper.update(learning_rate(self.recipe, number, self.per_epoch), facts[-1])
         self.pending.append((number, facts))
         self.bar.update(self.recipe.batch_size)
 
@@ -220,7 +222,7 @@ class _Run:
                 self.sums.loss += loss * count
                 self.sums.right += round(right)
                 self.sums.images += round(count)
-            lr = self.updater.optimizers[0].param_groups[0]["lr"]
+            lr = learning_rate(self.recipe, number, self.per_epoch)
             self.bar.set_postfix(epoch=self.epoch, loss=f"{loss:.3f}", lr=f"{lr:.1e}", refresh=False)
             self.pending.clear()
         now = time.monotonic()
@@ -251,7 +253,7 @@ class _Run:
         for name, current in self.identity.items():
             saved = checkpoint.state.get(name)
             if name == "recipe":
-                saved = {k: v for k, v in saved.items() if k not in CADENCE_FIELDS}
+                saved = {k: v for k, v in saved.items() if k not in FREE_FIELDS}
             difference = first_difference(saved, current, name)
             if difference:
                 where, expected, found = difference

@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.ranks import Ranks
 from ..errors import InputError
+from ..evaluation.evaluate import device_of
+from .muon import Muon
 from .recipe import AmpPolicy, Recipe
 
 _NO_DECAY = frozenset({"cls_token", "pos_embed"})
@@ -34,9 +36,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def optimizers(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
-    """Those that between them update all of ``model``: AdamW, and before it Muon if the recipe says so."""
-    groups = parameter_groups(model, recipe.weight_decay)
-    adamw = functools.partial(torch.optim.AdamW, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
+    """Those that between them update all of ``model``: AdamW, and before it Muon if the recipe says so.
+
+    On CUDA nothing in a step waits for the host: the learning rate and the step counts lie on the device, and AdamW is
+    one kernel.
+    """
+    groups, device = parameter_groups(model, recipe.weight_decay), device_of(model)
+    on_cuda = device.type == "cuda"
+    lr = torch.tensor(recipe.lr, dtype=torch.float32, device=device) if on_cuda else recipe.lr
+    adamw = functools.partial(torch.optim.AdamW, lr=lr, betas=recipe.betas, eps=recipe.eps, fused=on_cuda or None,
+                              capturable=on_cuda)
     if recipe.optimizer == "adamw":
         return (adamw(groups),)
     hidden = {id(p) for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
@@ -44,8 +53,7 @@ def optimizers(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer,
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in hidden]
     rest = [group for group in groups if group["params"]]
-    muon = [torch.optim.Muon(matrices, lr=recipe.lr, weight_decay=recipe.weight_decay,
-                             adjust_lr_fn="match_rms_adamw")] if matrices else []
+    muon = [Muon(matrices, lr=lr, weight_decay=recipe.weight_decay)] if matrices else []
     return (*muon, *([adamw(rest)] if rest else []))
 
 
@@ -122,9 +130,20 @@ class Updater:
 
     def update(self, lr: float, norm: Tensor) -> None:
         """Clip the gradients of total norm ``norm`` and step; a step whose fp16 gradients overflowed is skipped."""
+        self.set_rate(lr)
+        self.step(norm)
+
+    def set_rate(self, lr: float) -> None:
+        """The learning rate of the steps from here on; on CUDA in place, so that a recorded step sees it."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
+
+    def step(self, norm: Tensor) -> None:
+        """:meth:`update` at the learning rate that is set."""
         if self.recipe.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.clip_grad, norm)
         for optimizer in self.optimizers:

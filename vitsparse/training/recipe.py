@@ -15,8 +15,9 @@ from ..errors import InputError, nearest
 Amp = Literal["auto", "off", "fp16", "bf16"]
 Optimizer = Literal["adamw", "muon"]
 
-# How often to write does not change what is learned, so a resumed run may change it.
-CADENCE_FIELDS = frozenset({"record_every", "checkpoint_every_epochs", "checkpoint_every_s", "checkpoint_every_steps"})
+# How often to write and how steps are launched does not change what is learned, so a resumed run may change it.
+FREE_FIELDS = frozenset({"cuda_graph", "record_every", "checkpoint_every_epochs", "checkpoint_every_s",
+                         "checkpoint_every_steps"})
 
 _INTEGERS = {"epochs": 1, "batch_size": 1, "seed": 0, "record_every": 0, "checkpoint_every_epochs": 0,
              "checkpoint_every_steps": 0}
@@ -67,6 +68,9 @@ class Recipe:
     """seconds; 0: not by time"""
     checkpoint_every_steps: int = 0
     """0: not by updates"""
+    cuda_graph: bool = False
+    """record a step once and replay it, on CUDA in one process and without a loss scaler; elsewhere it changes nothing.
+    For models that do the same in every step: what they decide in Python is decided while recording"""
 
     def __post_init__(self) -> None:
         for name, low in _INTEGERS.items():
@@ -87,6 +91,8 @@ class Recipe:
         for name, known in (("amp", get_args(Amp)), ("optimizer", get_args(Optimizer))):
             if getattr(self, name) not in known:
                 raise _refused(name, " or ".join(known), getattr(self, name))
+        if type(self.cuda_graph) is not bool:
+            raise _refused("cuda_graph", "true or false", self.cuda_graph)
         if self.min_lr > self.lr:
             raise _refused("min_lr", f"at most lr = {self.lr}", self.min_lr)
         if self.warmup_epochs > self.epochs:
