@@ -16,6 +16,7 @@ from vitsparse.training import AmpPolicy, Recipe, amp_policy, learning_rate
     ("lr", "0.1"), ("weight_decay", -1), ("betas", (0.9,)), ("betas", (0.9, 1.0)), ("eps", 0.0), ("warmup_epochs", 31),
     ("min_lr", 1.0), ("clip_grad", -1), ("label_smoothing", 1.5), ("amp", "fp8"), ("distill_weight", 2),
     ("temperature", 0), ("seed", -1), ("seed", 1.5), ("record_every", -1), ("checkpoint_every_s", math.nan),
+    ("cuda_graph", 1),
 ])
 def test_a_value_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(InputError) as error:

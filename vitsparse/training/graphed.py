@@ -46,9 +46,12 @@ class Tape:
 
     def record(self, run: Callable[[], Tensor | None]) -> Recording:
         """``run()``, not done yet. RuntimeError where it does what cannot be recorded, such as waiting for a value."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            output = run()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                output = run()
+        finally:
+            torch.cuda.set_stream(before)  # where a recording breaks off, torch leaves its stream in place
         return Recording(graph.replay, output)
 
 
