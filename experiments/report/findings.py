@@ -116,23 +116,23 @@ def command(experiment: str, size: str) -> str:
     return f"python -m {module} --size {size} --data PATH"
 
 
-def origins(found: Sequence[Finding], size: str) -> str:
-    """The lines below a table: for each command, machine and commit, when and how long it worked on which cells."""
+def origins(found: Sequence[Finding], size: str, experiment: str, kinds: Sequence[str] = ("made", "timed")) -> str:
+    """The lines below a table: for each command, machine and commit, when and how long it worked on which cells; then
+    the cells that ``experiment`` has still to run."""
     groups: dict[tuple[str, str, str], list[tuple[str, str, Mapping[str, Any]]]] = {}
-    for cell, what, file in _files(found):
+    for cell, what, file in _files(found, kinds):
         key = file["command"], machine(file["machine"]), commit(file["machine"]["commit"])
         groups.setdefault(key, []).append((cell, what, file))
     lines = [_origin(key, files, alone=len(groups) == 1) for key, files in groups.items()]
-    for what, open_ in (("Not yet run", [one for one in found if one.result is None]),
-                        ("Not yet timed", [one for one in found if one.result and not one.latency])):
-        for experiment in dict.fromkeys(one.cell.experiment for one in open_):
-            names = [one.name for one in open_ if one.cell.experiment == experiment]
-            lines.append(f"- {what}: {_list(names)}; `{command(experiment, size)}` does it.")
+    for what, names in (("Not yet run", [one.name for one in found if one.result is None]),
+                        ("Not yet timed", [one.name for one in found if one.result and not one.latency])):
+        if names:
+            lines.append(f"- {what}: {', '.join(names)}; `{command(experiment, size)}` does it.")
     return "\n".join(lines)
 
 
-def _files(found: Sequence[Finding]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    for what in ("made", "timed"):
+def _files(found: Sequence[Finding], kinds: Sequence[str]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for what in kinds:
         for one in found:
             file = one.result if what == "made" else one.latency
             if file:
@@ -147,8 +147,8 @@ def _origin(key: tuple[str, str, str], files: list[tuple[str, str, Mapping[str, 
         names = [cell for cell, this, _ in files if this == what]
         seconds = sum(file["seconds"] for _, this, file in files if this == what)
         if names:
-            work.append(f"{what} {'' if alone else _list(names) + ' '}in {seconds:,.0f} s")
-    return f"- `{key[0]}`; {key[1]}; commit {key[2]}; {when}; {', '.join(work)}."
+            work.append(f"{what} {'' if alone else ', '.join(names) + ' '}in {seconds:,.0f} s")
+    return f"- `{key[0]}`; {key[1]}; commit {key[2]}; {when}; {'; '.join(work)}."
 
 
 def machine(facts: Mapping[str, Any]) -> str:
@@ -161,10 +161,6 @@ def commit(found: str | None) -> str:
     """The first ten digits, ``+dirty`` kept."""
     digits, dirty, _ = (found or "unknown").partition("+dirty")
     return digits[:10] + dirty
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 def _read(path: Path, format: str, size: str) -> Mapping[str, Any] | None:

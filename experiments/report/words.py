@@ -56,6 +56,17 @@ def milliseconds(found: Finding, batch: int) -> str:
     return f"{timed['model']['p50']:.3g} / {timed['dense'][strongest]['p50']:.3g} ({strongest})"
 
 
+def speeds(found: Finding, batches: Sequence[int]) -> list[str]:
+    """For each batch size how many times as fast, and the milliseconds of both."""
+    return [cell for batch in batches for cell in (times(found.speedup(batch)), milliseconds(found, batch))]
+
+
+def speed_columns(batches: Sequence[int]) -> dict[str, str]:
+    """Titles of :func:`speeds`."""
+    return {f"batch {batch}: {what}": "r" for batch in batches
+            for what in ("times as fast [p20, p80]", "ms / dense (strongest runtime)")}
+
+
 def work(found: Finding) -> str:
     """S, the dense FLOPs over those left."""
     return "nothing left" if found.row["S"] is None else f"{found.row['S']:.2f}"

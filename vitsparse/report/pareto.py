@@ -1,4 +1,4 @@
-"""The picture of what pruning buys: accuracy over measured speed, one mark for each model, a panel for each batch size."""
+"""The picture of what pruning buys: accuracy over measured speed, one mark for each model, panels for batch sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _TICKS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 class Mark:
     """One model: its ``series`` (method), how many times as fast it is, its accuracy (0 to 1) and a ``note`` beside it.
 
-    A ``minor`` mark repeats another one with other random numbers: it is smaller, and no line goes through it.
+    A ``minor`` mark repeats another one with other random numbers: it is smaller, without error bars, and no line goes
+    through it.
     """
 
     series: str
@@ -51,7 +52,11 @@ def draw_pareto(panels: Mapping[str, tuple[Level, Sequence[Mark]]], title: str =
     names = list(dict.fromkeys(mark.series for _, marks in panels.values() for mark in marks))
     looks = {name: _look(i, name in lines) for i, name in enumerate(names)}
     with house_style():
-        figure, axes = new_figure(4.9 * len(panels), 4.3, len(panels), sharey=True, sharex=True)
+        figure, axes = new_figure(4.9 * len(panels), 4.3, len(panels))
+        for place in axes[1:]:
+            place.sharex(axes[0])
+            place.sharey(axes[0])
+            place.tick_params(labelleft=False)
         for place, (name, (level, marks)) in zip(axes, panels.items(), strict=True):
             _level(place, level)
             for series, look in looks.items():
@@ -61,7 +66,8 @@ def draw_pareto(panels: Mapping[str, tuple[Level, Sequence[Mark]]], title: str =
         axes[0].set_ylabel("test accuracy (%)")
         for place in axes:
             _ticks(place)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3))
         figure.suptitle(title, x=0.01, ha="left", color=MUTED)
     return figure
 
@@ -74,12 +80,12 @@ def _look(index: int, joined: bool) -> dict[str, object]:
 
 def _level(axes: Axes, level: Level) -> None:
     low, value, high = (100 * share for share in level.accuracy)
-    axes.axhspan(low, high, color=FAINT, alpha=0.45, linewidth=0, label=f"{level.name}, 95 %")
+    axes.axhspan(low, high, color=FAINT, alpha=0.45, linewidth=0, label=f"{level.name}: 95 % interval")
     axes.axhline(value, color=MUTED, linewidth=0.8, linestyle=(0, (5, 3)))
     for name, speed in level.speeds.items():
         axes.plot([speed], [value], color=INK, marker="|", markersize=9, markeredgewidth=1.6, linestyle="none")
-        axes.annotate(name, (speed, value), (0, 7), textcoords="offset points", ha="center", va="bottom",
-                      fontsize=7.5, color=INK, rotation=45, rotation_mode="anchor")
+        axes.annotate(name, (speed, value), (1, 7), textcoords="offset points", ha="left", va="center", fontsize=7.5,
+                      color=INK, rotation=45, rotation_mode="anchor")
 
 
 def _series(axes: Axes, marks: Sequence[Mark], look: Mapping[str, object], joined: bool) -> None:
@@ -87,14 +93,25 @@ def _series(axes: Axes, marks: Sequence[Mark], look: Mapping[str, object], joine
     if joined:
         axes.plot([mark.speed[1] for mark in major], [100 * mark.accuracy[1] for mark in major],
                   color=look["color"], linewidth=1.4, zorder=2.5)
-    for group, size, label in ((major, 7, True), ([mark for mark in marks if mark.minor], 4, False)):
-        for index, mark in enumerate(group):
-            name = mark.series if label and index == 0 else None
-            axes.errorbar(mark.speed[1], 100 * mark.accuracy[1], _errors(mark.accuracy, 100), _errors(mark.speed),
-                          linestyle="none", markersize=size, elinewidth=0.8, markeredgewidth=1.4, zorder=3,
-                          label=name, **look)
-            axes.annotate(mark.note, (mark.speed[1], 100 * mark.accuracy[1]), (5, 5), textcoords="offset points",
-                          fontsize=7.5, color=look["color"])
+    for index, mark in enumerate(major):
+        axes.errorbar(mark.speed[1], 100 * mark.accuracy[1], _errors(mark.accuracy, 100), _errors(mark.speed),
+                      linestyle="none", markersize=7, elinewidth=0.8, markeredgewidth=1.4, zorder=3,
+                      label=mark.series if index == 0 else None, **look)
+        _note(axes, mark, look, above=joined)
+    minor = [mark for mark in marks if mark.minor]
+    if minor:
+        axes.plot([mark.speed[1] for mark in minor], [100 * mark.accuracy[1] for mark in minor], linestyle="none",
+                  markersize=3.5, zorder=3.5, label=f"{minor[0].series}, other random seeds", **look)
+
+
+def _note(axes: Axes, mark: Mark, look: Mapping[str, object], above: bool) -> None:
+    """Beside the mark, readable over lines; above it to the right, or below it to the left."""
+    from matplotlib.patheffects import withStroke
+
+    axes.annotate(mark.note, (mark.speed[1], 100 * mark.accuracy[1]), (7, 4) if above else (-6, -5),
+                  textcoords="offset points", ha="left" if above else "right", va="baseline" if above else "top",
+                  fontsize=7.5, color=look["color"], zorder=2.9,
+                  path_effects=[withStroke(linewidth=2.2, foreground="white")])
 
 
 def _errors(spread: Spread, scale: float = 1.0) -> list[list[float]]:
@@ -108,3 +125,4 @@ def _ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(FixedLocator(_TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")

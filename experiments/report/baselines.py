@@ -1,0 +1,52 @@
+"""The two dense models, and what changed from the seed's recipe to ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from . import words
+from .findings import Finding, Findings, compared_with, origins
+
+NAME, RECIPES = "baselines", {"dense-seed": "the seed's", "dense-own": "ours"}
+
+
+def cells(findings: Findings) -> str:
+    """Accuracy, and what the training took."""
+    other = findings[compared_with(NAME, "")]
+    columns = {"recipe": "l", "cell": "l", "accuracy [95 %]": "r", f"points above `{other.name}` [95 %]": "r",
+               "loss": "r", "validation accuracy, last epoch": "r", "epochs": "r", "images/s": "r",
+               "training, s": "r", "with validation, s": "r"}
+    rows = [[recipe, f"`{name}`", *_measured(findings[name], other)] for name, recipe in RECIPES.items()]
+    return words.table(columns, rows) + "\n\n" + origins(findings.of(NAME), findings.size.name, NAME)
+
+
+def _measured(found: Finding, other: Finding) -> list[str]:
+    if not found.result:
+        return [words.OPEN]
+    training = found.result["training"]
+    return [words.accuracy(found.accuracy), words.points(found.difference(other)), f"{found.row['loss']:.3f}",
+            words.percent(training["val_accuracy"][-1]), str(training["epochs"]),
+            f"{training['images_per_second']:,.0f}", f"{training['seconds']:,.0f}",
+            f"{training['seconds_with_validation']:,.0f}"]
+
+
+def recipes(findings: Findings) -> str:
+    """The settings in which the two differ, as the result files have them."""
+    found = [findings[name] for name in RECIPES]
+    if any(one.result is None for one in found):
+        return f"What changed: {words.OPEN}."
+    theirs, ours = (dict(_flat(one.result["settings"])) for one in found)
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name) and name != "recipe_name"]
+    rows = [[f"`{name}`", theirs.get(name, words.NONE), ours.get(name, words.NONE)] for name in names]
+    return words.table({"setting": "l", "the seed's recipe": "l", "ours": "l"}, rows)
+
+
+def _flat(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, value as JSON) of every plain value."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _flat(value, f"{path}.{name}" if path else name)
+    else:
+        yield path, json.dumps(values)
