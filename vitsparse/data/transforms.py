@@ -94,11 +94,11 @@ def resample(images: Tensor, maps: Tensor) -> Tensor:
     y, x = (torch.arange(n, dtype=images.dtype, device=images.device) - (n - 1) / 2 for n in images.shape[-2:])
     by_x, by_y, centre, low, high, first, last = rearrange(maps, "b xy k -> k xy b 1 1")
     grid = (by_x * x + centre) + by_y * y[:, None]  # [2, B, H, W]
-    inside = torch.maximum(grid, low).minimum(high) == grid
+    beyond = (torch.maximum(grid, low).minimum(high) - grid).abs_()  # 0 inside the box
     grid = torch.maximum(grid, first).minimum(last)
     pixels = F.grid_sample(images, rearrange(grid, "xy b h w -> b h w xy"), mode="bilinear", padding_mode="zeros",
                            align_corners=False)
-    return pixels.mul_((inside[0] & inside[1])[:, None].to(pixels.dtype))
+    return pixels.mul_(1 - (beyond[0] + beyond[1]).sign_()[:, None])
 
 
 def add_noise(images: Tensor, noise: Tensor) -> Tensor:
