@@ -137,8 +137,12 @@ class Lab:
         return judge.row(model, self.batches("test"), reference, self.new_model().config)
 
     def time(self, folder: Path) -> dict[str, Any]:
-        """Latency of the model in ``folder`` beside the dense model of this size under the strongest runtimes."""
-        return timing.latency(self.model(folder), self.new_model().eval(), self.batches("test"), self.size.batches)
+        """Latency of the model in ``folder`` beside the dense model of this size under the strongest runtimes.
+
+        Circuits are trained, and so saved, on the portable backend; here the device's own runs them.
+        """
+        return timing.latency(self.model(folder, backend="auto"), self.new_model().eval(), self.batches("test"),
+                              self.size.batches)
 
 
 def save(model: ViT | SparseViT, folder: Path) -> None:
