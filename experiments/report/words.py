@@ -48,12 +48,13 @@ def seconds(spread: Mapping[str, float]) -> str:
 
 
 def milliseconds(found: Finding, batch: int) -> str:
-    """The model's, then the dense model's under the runtime that was the strongest."""
+    """The model's and what runs it, then the dense model's and the runtime that was the strongest."""
     timed = found.timed(batch)
     if not timed:
         return ""
     strongest = timed["strongest"]
-    return f"{timed['model']['p50']:.3g} / {timed['dense'][strongest]['p50']:.3g} ({strongest})"
+    ours = f"{timed['model']['p50']:.3g} {timed['model']['backend']}"
+    return f"{ours} / {timed['dense'][strongest]['p50']:.3g} {strongest}"
 
 
 def speeds(found: Finding, batches: Sequence[int]) -> list[str]:
@@ -64,7 +65,7 @@ def speeds(found: Finding, batches: Sequence[int]) -> list[str]:
 def speed_columns(batches: Sequence[int]) -> dict[str, str]:
     """Titles of :func:`speeds`."""
     return {f"batch {batch}: {what}": "r" for batch in batches
-            for what in ("times as fast [p20, p80]", "ms / dense (strongest runtime)")}
+            for what in ("times as fast [p20, p80]", "ms, and of the dense model")}
 
 
 def work(found: Finding) -> str:

@@ -92,7 +92,7 @@ def test_a_cell_of_the_table_has_the_numbers_of_its_file(reported):
     assert row["points above `dense-own+5` [95 %]"] == f"{value:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
     assert (row["zero in it"], row["S"]) == ("yes", "2.15")
     assert row["batch 1: times as fast [p20, p80]"] == "2.10 [2.04, 2.18]"
-    assert row["batch 1: ms / dense (strongest runtime)"] == "0.714 / 1.5 (openvino)"
+    assert row["batch 1: ms, and of the dense model"] == "0.714 cpu / 1.5 openvino"
 
 
 def test_methods_stand_together_from_mild_to_hard(reported):

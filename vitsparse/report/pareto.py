@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Spread = tuple[float, float, float]  # low, value, high
 
-_COLOURS, _MARKERS = (BLUE, ORANGE, GREEN, PURPLE, INK), "osD^vP"
+_COLOURS, _MARKERS = (BLUE, ORANGE, GREEN, INK, PURPLE), "osD^vP"
 _TICKS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
