@@ -29,7 +29,13 @@ def _measured(found: Finding, other: Finding) -> list[str]:
     return [words.accuracy(found.accuracy), words.points(found.difference(other)), f"{found.row['loss']:.3f}",
             words.percent(training["val_accuracy"][-1]), str(training["epochs"]),
             f"{training['images_per_second']:,.0f}", f"{training['seconds']:,.0f}",
-            f"{training['seconds_with_validation']:,.0f}"]
+            f"{training['seconds_with_validation']:,.0f}" if in_one_go(training) else words.NONE]
+
+
+def in_one_go(training: Mapping[str, Any]) -> bool:
+    """Whether the time with validation is that of the whole training: one that was resumed counts the last stay alone,
+    while the seconds of its epochs count all."""
+    return training["seconds_with_validation"] >= training["seconds"]
 
 
 def recipes(findings: Findings) -> str:

@@ -153,7 +153,7 @@ def _origin(key: tuple[str, str, str], files: list[tuple[str, str, Mapping[str, 
 
 def machine(facts: Mapping[str, Any]) -> str:
     """GPU if there is one, CPU, cores and threads, torch."""
-    cpu = f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}"
+    cpu = f"{facts['cpu']}, cores {facts['cores']}, threads {facts['threads']}, torch {facts['torch']}"
     return f"{facts['gpu']}, {cpu}" if facts["gpu"] else cpu
 
 

@@ -87,6 +87,7 @@ def _latency(latency: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         for name, times in (("ms", timed["model"]), *((f"{runtime}_ms", dense) for runtime, dense in
                                                      timed["dense"].items()), ("speedup", timed["speedup"])):
             yield from ((f"batch_{batch}_{name}_{q}", times[q]) for q in ("p20", "p50", "p80"))
+    yield from (("timed_dtype", latency["dtype"]), ("timed_accuracy", latency["accuracy"]))
     loop = latency["loop"]
     yield "loop_runner", loop["runner"]
     for part in ("loop_s", "model_s"):

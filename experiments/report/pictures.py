@@ -67,7 +67,7 @@ def picture(findings: Findings, experiment: str, folder: Path) -> Picture | None
 
 def _device(found: Finding) -> str:
     facts = found.latency["machine"]
-    return facts["gpu"] or f"{facts['cpu']}, {facts['threads']} threads"
+    return facts["gpu"] or f"{facts['cpu']}, threads {facts['threads']}"
 
 
 def _level(base: Finding, batch: int) -> Level:

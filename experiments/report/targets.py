@@ -8,6 +8,7 @@ from vitsparse.circuit.files import read_json
 
 from ..pareto import NAME
 from . import words
+from .baselines import in_one_go
 from .findings import Finding, Findings, Spread
 from .pareto import BASE, OURS
 from .seed_table import SEED
@@ -97,6 +98,8 @@ def _minutes(found: Finding) -> Line:
     target = f"full training on one GPU, data pipeline included: under {MINUTES} minutes"
     if not found.result:
         return target, words.OPEN, words.NONE
-    seconds, gpu = found.result["training"]["seconds_with_validation"], found.result["machine"]["gpu"]
-    measured = f"{seconds / 60:.1f} minutes on {gpu or 'no GPU'}"
-    return target, measured, words.NONE if not gpu else "yes" if seconds < 60 * MINUTES else "no"
+    training, gpu = found.result["training"], found.result["machine"]["gpu"]
+    seconds, whole = max(training["seconds_with_validation"], training["seconds"]), in_one_go(training)
+    measured = f"{seconds / 60:.1f} minutes on {gpu or 'no GPU'}{'' if whole else ', resumed: validation left out'}"
+    late = seconds >= 60 * MINUTES
+    return target, measured, words.NONE if not gpu or not (whole or late) else "no" if late else "yes"

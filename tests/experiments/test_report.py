@@ -170,7 +170,7 @@ def test_each_machine_and_commit_is_named_with_its_cells(mine):
     first, second = [line for line in part(mine, "classes").splitlines() if line.startswith("- ")]
     assert "commit 0123456789;" in first
     assert "made classes-dense, classes-0.33, classes-0.25, classes-0.15 in" in first
-    assert "Invented GPU, Invented CPU" in second
+    assert "Invented GPU, Invented CPU, cores 2, threads 2" in second
     assert "commit fedcba9876+dirty; 2026-01-02; made classes-0.5 in" in second
 
 
@@ -209,8 +209,9 @@ def test_the_largest_budget_with_that_S_stands_for_it(reported):
 
 
 @pytest.mark.parametrize(("gpu", "seconds", "met"), [("Invented GPU", 299.0, "yes"), ("Invented GPU", 301.0, "no"),
-                                                     (None, 100.0, "–")])
+                                                     (None, 200.0, "–"), ("Invented GPU", 50.0, "–")])
 def test_baselines_and_minutes_have_targets_at_full_size(tmp_path, gpu, seconds, met):
+    """Without a GPU minutes say nothing, and 50 seconds for epochs of 100 are the last stay of several."""
     made_up.write(tmp_path, "full", {"dense-seed", "dense-own"}, made_up.MACHINE | {"gpu": gpu})
     found = Findings.load(tmp_path, "full")
     own = found["dense-own"]
