@@ -74,8 +74,8 @@ class Size:
         return dataclasses.replace(self, **recipes, search=search, take=16)
 
 
-_SCRATCH = {"epochs": 30, "batch_size": 128, "record_every": 0}
-_AGAIN = {"epochs": 5, "batch_size": 128, "record_every": 0}
+_SCRATCH = {"epochs": 30, "batch_size": 128, "record_every": 0, "cuda_graph": True}
+_AGAIN = {"epochs": 5, "batch_size": 128, "record_every": 0, "cuda_graph": True}
 
 SMALL = Size(
     name="small", model="vit_tiny_imagenet_p8_d128_l6_h4", classes=20,

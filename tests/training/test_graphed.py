@@ -85,7 +85,7 @@ def _close(model, other, device):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_replayed_steps_are_the_steps(make_vit, make_recipe, stream, tmp_path, made, device, optimizer):
     plain, replayed = make_vit().to(device), make_vit().to(device)
-    recipe = make_recipe(amp="off", optimizer=optimizer)
+    recipe = make_recipe(epochs=2, amp="off", optimizer=optimizer)
     expected = fit(plain, stream, recipe, out=tmp_path / "plain")
     history = fit(replayed, stream, replace(recipe, cuda_graph=True), out=tmp_path / "replayed")
     assert made[1].halves is not None
@@ -100,7 +100,7 @@ def test_replayed_steps_are_the_steps(make_vit, make_recipe, stream, tmp_path, m
 def test_a_run_goes_on_with_and_without_recording(make_vit, make_recipe, stream, tmp_path, made, device):
     """Killed at step 9, resumed with recordings; the checkpoints are those of any run."""
     plain, replayed = make_vit().to(device), make_vit().to(device)
-    recipe = make_recipe(amp="off")
+    recipe = make_recipe(epochs=2, amp="off")
     fit(plain, stream, recipe, out=tmp_path / "plain")
 
     class Stopping(type(stream)):
@@ -119,7 +119,7 @@ def test_a_run_goes_on_with_and_without_recording(make_vit, make_recipe, stream,
 
 def test_batches_of_another_size_are_recorded_anew(make_vit, make_recipe, stream, tmp_path, made, device):
     plain, replayed = make_vit().to(device), make_vit().to(device)
-    recipe = make_recipe(amp="off")
+    recipe = make_recipe(epochs=2, amp="off")
     fit(plain, Uneven(stream), recipe, out=tmp_path / "plain")
     fit(replayed, Uneven(stream), replace(recipe, cuda_graph=True), out=tmp_path / "replayed")
     assert made[-1].steps == 1  # of the last, smaller one
@@ -129,7 +129,7 @@ def test_batches_of_another_size_are_recorded_anew(make_vit, make_recipe, stream
 def test_a_sparse_model_with_its_teacher(make_vit, make_recipe, stream, tmp_path, made, device):
     dense, sparse = _pruned(make_vit, stream)
     dense, sparse, plain = dense.to(device), copy.deepcopy(sparse).to(device), sparse.to(device)
-    recipe = make_recipe(amp="off", distill_weight=0.5)
+    recipe = make_recipe(epochs=2, amp="off", distill_weight=0.5)
     fit(plain, stream, recipe, out=tmp_path / "plain", teacher=dense)
     before = evaluate(sparse, stream.labelled(99))  # packs the weights, where a backend does
     fit(sparse, stream, replace(recipe, cuda_graph=True), out=tmp_path / "replayed", teacher=dense)
@@ -170,8 +170,8 @@ def test_what_cannot_be_recorded_is_run_as_it_is(make_vit, make_recipe, stream, 
             return self.vit(images * (1.0 if images.sum().item() < 1e9 else 0.0))
 
     model, plain = Waiting().to(device), Waiting().to(device)
-    fit(plain, stream, make_recipe(amp="off"), out=tmp_path / "plain")
-    fit(model, stream, make_recipe(amp="off", cuda_graph=True), out=tmp_path / "replayed")
+    fit(plain, stream, make_recipe(epochs=2, amp="off"), out=tmp_path / "plain")
+    fit(model, stream, make_recipe(epochs=2, amp="off", cuda_graph=True), out=tmp_path / "replayed")
     assert (made[-1].halves, made[-1].can_record) == (None, False)
     assert [record.message.count("cannot be recorded") for record in caplog.records] == [1]
     _close(model, plain, device)
