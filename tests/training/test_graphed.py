@@ -36,8 +36,10 @@ class PlainRecording:
 
 class PlainTape:
     aside = staticmethod(contextlib.nullcontext)
+    recordings = 0
 
     def record(self, run):
+        self.recordings += 1
         return PlainRecording(run)
 
 
@@ -130,14 +132,25 @@ def test_a_sparse_model_with_its_teacher(make_vit, make_recipe, stream, tmp_path
     dense, sparse = _pruned(make_vit, stream)
     dense, sparse, plain = dense.to(device), copy.deepcopy(sparse).to(device), sparse.to(device)
     recipe = make_recipe(epochs=2, amp="off", distill_weight=0.5)
-    fit(plain, stream, recipe, out=tmp_path / "plain", teacher=dense)
-    before = evaluate(sparse, stream.labelled(99))  # packs the weights, where a backend does
-    fit(sparse, stream, replace(recipe, cuda_graph=True), out=tmp_path / "replayed", teacher=dense)
+    val = stream.labelled(99)
+    fit(plain, stream, recipe, out=tmp_path / "plain", val_batches=val, teacher=dense)
+    before = evaluate(sparse, val)  # packs the weights, where a backend does
+    fit(sparse, stream, replace(recipe, cuda_graph=True), out=tmp_path / "replayed", val_batches=val, teacher=dense)
     assert made[-1].halves is not None
     _close(sparse, plain, device)
     after = evaluate(sparse, stream.labelled(99))
     assert after.loss == pytest.approx(evaluate(plain, stream.labelled(99)).loss, rel=1e-3)
     assert after.loss < before.loss
+
+
+@pytest.mark.parametrize("device", ["cpu"])
+@pytest.mark.parametrize(("kind", "times"), [("dense", 1), ("sparse", 2)])
+def test_what_changes_its_parts_is_recorded_anew(make_vit, make_recipe, stream, tmp_path, made, kind, times):
+    """Evaluated after each of two epochs, a sparse model makes its plan again; a dense one stays as it is."""
+    model = dict(zip(("dense", "sparse"), _pruned(make_vit, stream), strict=True))[kind]
+    recipe = make_recipe(epochs=2, amp="off", cuda_graph=True)
+    fit(model, stream, recipe, out=tmp_path, val_batches=stream.labelled(99))
+    assert made[-1].tape.recordings == 2 * times  # two halves each
 
 
 def test_in_mixed_precision_replayed_steps_learn(make_vit, make_recipe, stream, tmp_path, made, device):

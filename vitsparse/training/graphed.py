@@ -10,6 +10,8 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +60,8 @@ class Tape:
 class Graphed:
     """Makes the updates of ``updater``: the first ones as they are, then by replaying a recording of its two halves.
 
-    Batches of another shape are recorded anew. Where recording fails a warning says why, and it goes on without.
+    It is recorded anew for batches of another shape, and when a part of the model was exchanged, as the plan of a sparse
+    one is when it is evaluated. Where recording fails a warning says why, and it goes on without.
     """
 
     def __init__(self, updater: Updater, tape: Tape):
@@ -70,7 +73,7 @@ class Graphed:
     def backward(self, images: Tensor, targets: Tensor) -> Tensor:
         """As :meth:`Updater.backward`."""
         shapes = images.shape, images.dtype, targets.shape, targets.dtype
-        if shapes != self.shapes:
+        if shapes != self.shapes or (self.halves is not None and not self._is_as_recorded()):
             self._forget(shapes)
         if self.halves is None and self.can_record and self.steps >= WARM_UP:
             self._record(images, targets)
@@ -97,10 +100,22 @@ class Graphed:
     def _forget(self, shapes: tuple | None) -> None:
         self.shapes, self.steps = shapes, 0
         self.inputs: tuple[Tensor, ...] = ()
+        self.parts: list[Any] = []  # kept, since a recording reads the tensors in them
         self.halves: tuple[Recording, Recording] | None = None
 
+    def _parts(self) -> list[Any]:
+        """All that the models hold."""
+        modules = [module for model in (self.updater.model, self.updater.teacher) if model is not None
+                   for module in model.modules()]
+        return [part for module in modules for table in (vars(module), module._parameters, module._buffers)
+                for part in table.values()]
+
+    def _is_as_recorded(self) -> bool:
+        parts = self._parts()
+        return len(parts) == len(self.parts) and all(map(is_, parts, self.parts))
+
     def _record(self, images: Tensor, targets: Tensor) -> None:
-        self.inputs = images.clone(), targets.clone()
+        self.inputs, self.parts = (images.clone(), targets.clone()), self._parts()
         try:
             backward = self.tape.record(lambda: self.updater.backward(*self.inputs))
             step = self.tape.record(lambda: self.updater.step(backward.output[-1]))
