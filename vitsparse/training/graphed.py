@@ -60,8 +60,8 @@ class Tape:
 class Graphed:
     """Makes the updates of ``updater``: the first ones as they are, then by replaying a recording of its two halves.
 
-    It is recorded anew for batches of another shape, and when a part of the model was exchanged, as the plan of a sparse
-    one is when it is evaluated. Where recording fails a warning says why, and it goes on without.
+    It is recorded anew for batches of another shape, and when a part of the model was exchanged, as a sparse one does
+    with its plan when it is evaluated. Where recording fails a warning says why, and it goes on without.
     """
 
     def __init__(self, updater: Updater, tape: Tape):
