@@ -31,8 +31,8 @@ def size_of(model: ViT | SparseViT, full: ViTConfig) -> dict[str, Any]:
     if circuit is not None:
         about = {"edges_kept": circuit.num_kept, "edges": circuit.graph.num_edges, "nodes_dead": len(circuit.dead),
                  "nodes_constant": len(circuit.constant), "nodes": len(circuit.graph.senders)}
-    return {"flops": flops, "S": dense_flops(full) / flops if flops else None, "parameters": sum(p.numel() for p in model.parameters()),
-            **about}
+    return {"flops": flops, "S": dense_flops(full) / flops if flops else None,
+            "parameters": sum(p.numel() for p in model.parameters()), **about}
 
 
 def answers(row: dict[str, Any]) -> np.ndarray:

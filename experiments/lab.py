@@ -87,11 +87,11 @@ class Lab:
         """The dense model that a cell left."""
         return load_pretrained(self.require(cell), device=self.device)
 
-    def model(self, folder: Path, backend: str | None = None) -> ViT | SparseViT:
-        """The model in a folder, whichever kind it is."""
+    def model(self, folder: Path) -> ViT | SparseViT:
+        """The model in a folder, whichever kind it is; a sparse one runs on the device's own backend."""
         if read_json(folder / "config.json").get("architecture") == "vit":
             return load_pretrained(folder, device=self.device)
-        return SparseViT.from_pretrained(folder, backend=backend, device=self.device)
+        return SparseViT.from_pretrained(folder, backend="auto", device=self.device)
 
     def new_model(self, **changes: int) -> ViT:
         """A dense model of this size with fresh weights."""
@@ -137,11 +137,8 @@ class Lab:
         return judge.row(model, self.batches("test"), reference, self.new_model().config)
 
     def time(self, folder: Path) -> dict[str, Any]:
-        """Latency of the model in ``folder`` beside the dense model of this size under the strongest runtimes.
-
-        Circuits are trained, and so saved, on the portable backend; here the device's own runs them.
-        """
-        return timing.latency(self.model(folder, backend="auto"), self.new_model().eval(), self.batches("test"),
+        """Latency of the model in ``folder`` beside the dense model of this size under the strongest runtimes."""
+        return timing.latency(self.model(folder), self.new_model().eval(), self.batches("test"),
                               self.size.batches)
 
 

@@ -65,7 +65,7 @@ def cut_trained_again(start: str, before: str, recipe: str) -> Make:
 
     def make(lab: Lab, folder: Path) -> Made:
         chosen: Recipe = getattr(lab.size, recipe)
-        dense, sparse = lab.dense(start), lab.model(lab.require(before), backend="torch")
+        dense, sparse = lab.dense(start), lab.model(lab.require(before))
         training = _trained_if_possible(lab, sparse, chosen, folder, dense)
         save(sparse, folder)
         return Made(_settings(lab, recipe, chosen, start=start, before=before), lab.judge(sparse, dense),
@@ -136,7 +136,7 @@ def shape_of(lab: Lab, flops: int) -> dict[str, int]:
 
 def _compiled(lab: Lab, dense: ViT, circuit: Circuit, ablation: Ablation) -> SparseViT:
     images = lab.search_batches(16)[0][0]
-    return sparsify(dense, circuit, ablation=ablation, backend="torch", calibration=images)
+    return sparsify(dense, circuit, ablation=ablation, calibration=images)
 
 
 def _trained_if_possible(lab: Lab, sparse: SparseViT, recipe: Recipe, folder: Path, dense: ViT,

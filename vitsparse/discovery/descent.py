@@ -162,6 +162,8 @@ class Descent:
         nodes, overlap = self._changes(model, kills, -1.0)
         worth = savings(self.cost, self.graph, self.keep, list(zip(kills, circuits, strict=True)))
         order = nodes.choose(worth, need, after=-model.response[:, already_cut].sum(1), overlap=overlap)
+        if not len(order):  # no node saves time by itself, which several together may
+            order = np.array([np.argmax(worth)])
         while True:
             keep = np.logical_and.reduce([circuits[index] for index in order])
             value, = self._objective.values([keep])
