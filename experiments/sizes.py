@@ -18,7 +18,7 @@ COST_TABLE = Path(__file__).parents[1] / "benchmarks/cost_tables/amd-epyc-1-thre
 SEED_AUGMENTATION = Augmentation(flip=0.5, crop_scale=(0.5, 1.0), rotation_degrees=15.0, noise_std=0.02,
                                  erase_prob=0.25, cutmix_alpha=1.0, mixup_alpha=0.2, mix_prob=1.0)
 # Half of the images are left unmixed, and none gets noise: thirty epochs are short.
-OWN_AUGMENTATION = Augmentation(flip=0.5, crop_scale=(0.4, 1.0), rotation_degrees=10.0, erase_prob=0.25,
+OWN_AUGMENTATION = Augmentation(flip=0.5, crop_scale=(0.5, 1.0), rotation_degrees=10.0, erase_prob=0.25,
                                 cutmix_alpha=1.0, mixup_alpha=0.2, mix_prob=0.5)
 
 
@@ -82,17 +82,17 @@ _SCRATCH, _AGAIN = {"epochs": 30, **_COMMON}, {"epochs": 5, **_COMMON}
 SMALL = Size(
     name="small", model="vit_tiny_imagenet_p8_d128_l6_h4", classes=20,
     seed=Recipe(**_SCRATCH, lr=1e-3, warmup_epochs=3, amp="bf16"),
-    own=Recipe(**_SCRATCH, optimizer="muon", lr=2e-3, warmup_epochs=2, label_smoothing=0.1, amp="bf16"),
+    own=Recipe(**_SCRATCH, optimizer="muon", lr=4e-3, warmup_epochs=2, label_smoothing=0.1, amp="bf16"),
     again=Recipe(**_AGAIN, lr=1e-4, warmup_epochs=0.5, amp="bf16"),
-    finetune=Recipe(**_AGAIN, lr=5e-4, warmup_epochs=0.5, distill_weight=0.9, amp="bf16"),
-    chosen=tuple(range(0, 20, 2)))
+    finetune=Recipe(**_AGAIN, optimizer="muon", lr=1e-3, warmup_epochs=0.5, distill_weight=0.9, amp="bf16"),
+    search=Search(head_threshold=2e-3), chosen=tuple(range(0, 20, 2)))
 
 FULL = Size(
     name="full", model="vit_tiny_imagenet_p8_d256_l12_h8", classes=200,
     seed=Recipe(**_SCRATCH, lr=1e-3, warmup_epochs=3),
-    own=Recipe(**_SCRATCH | {"batch_size": 256}, optimizer="muon", lr=2e-3, warmup_epochs=2, label_smoothing=0.1),
+    own=Recipe(**_SCRATCH | {"batch_size": 256}, optimizer="muon", lr=4e-3, warmup_epochs=2, label_smoothing=0.1),
     again=Recipe(**_AGAIN, lr=1e-4, warmup_epochs=0.5),
-    finetune=Recipe(**_AGAIN | {"batch_size": 256}, lr=5e-4, warmup_epochs=0.5, distill_weight=0.9),
+    finetune=Recipe(**_AGAIN | {"batch_size": 256}, optimizer="muon", lr=1e-3, warmup_epochs=0.5, distill_weight=0.9),
     search=Search(images=1024, ablation_images=8192, acdc_images=512), batches=(1, 128),
     chosen=tuple(range(0, 200, 20)))
 
