@@ -138,8 +138,8 @@ class Lab:
 
     def time(self, folder: Path) -> dict[str, Any]:
         """Latency of the model in ``folder`` beside the dense model of this size under the strongest runtimes."""
-        return timing.latency(self.model(folder), self.new_model().eval(), self.batches("test"),
-                              self.size.batches)
+        return timing.latency(self.model(folder), self.new_model().eval(), self.batches("test"), self.size.batches,
+                              self.size.seconds)
 
 
 def save(model: ViT | SparseViT, folder: Path) -> None:

@@ -41,7 +41,8 @@ class Size:
     """One scale of all experiments. ``classes`` are the first so many of Tiny ImageNet, ``batches`` those of latency.
 
     ``seed`` and ``own`` are the two recipes from scratch, ``again`` the seed's five further epochs (same loss, lower
-    rate), ``finetune`` ours: five epochs with the dense model as teacher. ``take`` limits images of a split, for tests.
+    rate), ``finetune`` ours: five epochs with the dense model as teacher. ``chosen`` are the classes of the experiment
+    ``classes``; ``take`` limits the images of a split, for rehearsals; ``seconds`` is how long each candidate is timed.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Size:
     batches: tuple[int, ...] = (1, 32)
     chosen: tuple[int, ...] = ()
     take: int | None = None
+    seconds: float = 1.0
 
     def augmentation(self, recipe: Recipe) -> Augmentation:
         """The seed's for the seed's recipes, else ours."""
@@ -71,7 +73,7 @@ class Size:
                    for name in ("seed", "own", "again", "finetune")}
         search = dataclasses.replace(self.search, images=4, ablation_images=4, acdc_images=2, batch_size=4,
                                      operator_threshold=10.0, head_threshold=10.0)
-        return dataclasses.replace(self, **recipes, search=search, take=16)
+        return dataclasses.replace(self, **recipes, search=search, take=16, seconds=0.0)
 
 
 # An epoch on a GPU takes three seconds: a checkpoint after each would cost as much as a quarter of it.

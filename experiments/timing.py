@@ -27,10 +27,11 @@ CPU_RUNTIMES, GPU_RUNTIMES = ("eager", "openvino"), ("eager", "compile", "tensor
 LOOPS = 5  # of the whole evaluation
 
 
-def latency(model: ViT | SparseViT, dense: ViT, batches: Batches, sizes: tuple[int, ...]) -> dict[str, Any]:
+def latency(model: ViT | SparseViT, dense: ViT, batches: Batches, sizes: tuple[int, ...],
+            seconds: float) -> dict[str, Any]:
     """{"batches": {size: ...}, "loop": ...}: see the two functions below; on GPUs all candidates compute in float16.
 
-    ``accuracy`` is that of the very model that is timed.
+    ``accuracy`` is that of the very model that is timed; ``seconds`` is how long each candidate is.
     """
     model, dense = model.eval(), dense.eval()
     if device_of(model).type == "cuda":
@@ -38,11 +39,11 @@ def latency(model: ViT | SparseViT, dense: ViT, batches: Batches, sizes: tuple[i
         batches = _Halved(batches)
     with torch.inference_mode():
         return {"dtype": str(next(dense.parameters()).dtype).removeprefix("torch."),
-                "batches": {str(size): _at(model, dense, _first(batches, size)) for size in sizes},
+                "batches": {str(size): _at(model, dense, _first(batches, size), seconds) for size in sizes},
                 "loop": loop(model, batches), "accuracy": float(right_answers(model, batches).mean())}
 
 
-def _at(model: ViT | SparseViT, dense: ViT, images: Tensor) -> dict[str, Any]:
+def _at(model: ViT | SparseViT, dense: ViT, images: Tensor, seconds: float) -> dict[str, Any]:
     """Milliseconds of a call of the model and of the dense one under each runtime that is here, and the ratio of the
     strongest of those to the model, round by round."""
     candidates, notes = {}, []
@@ -54,7 +55,7 @@ def _at(model: ViT | SparseViT, dense: ViT, images: Tensor) -> dict[str, Any]:
         except InputError as error:
             notes.append(f"{name}: left out, {error.what}")
     backend, ours = _runner(model, images, runtimes)
-    rounds = measure_rounds({**candidates, "model": ours}, repeats=30, min_seconds=1.0, device=images.device)
+    rounds = measure_rounds({**candidates, "model": ours}, repeats=30, min_seconds=seconds, device=images.device)
     strongest = min(candidates, key=lambda name: float(np.median(rounds[name])))
     ratio = Latency.of(rounds[strongest] / rounds["model"])
     return {"model": {"backend": backend, **asdict(Latency.of(rounds["model"]))},
