@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,18 +22,18 @@ def main(argv: Sequence[str], experiment: str | None = None) -> int:
     """Run the open cells of ``experiment`` (None: all); the exit status."""
     arguments = _parser(experiment).parse_args(argv)
     try:
-        _run(arguments, experiment, argv)
+        _run(arguments, experiment)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def _run(arguments: argparse.Namespace, experiment: str | None, argv: Sequence[str]) -> None:
+def _run(arguments: argparse.Namespace, experiment: str | None) -> None:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     size = SIZES[arguments.size]
-    command = shlex.join(["python", "-m", f"experiments.{experiment}" if experiment else "experiments",
-                          *("PATH" if word == str(arguments.data) else word for word in argv)])
+    module = f"experiments.{experiment}" if experiment else "experiments"
+    command = f"python -m {module} --size {size.name} --data PATH"  # what else was given decides no result
     cells = cells_of(experiment)
     if arguments.dry_run:
         with tempfile.TemporaryDirectory() as folder:
