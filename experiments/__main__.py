@@ -19,17 +19,17 @@ from .sizes import SIZES
 
 
 def main(argv: Sequence[str], experiment: str | None = None) -> int:
-    """Run the open cells of ``experiment`` (None: all); the exit status."""
+    """Run the open cells of ``experiment`` (None: all); the exit status, 1 where cells could not be run."""
     arguments = _parser(experiment).parse_args(argv)
     try:
-        _run(arguments, experiment)
+        return 1 if _run(arguments, experiment) else 0
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0
 
 
-def _run(arguments: argparse.Namespace, experiment: str | None) -> None:
+def _run(arguments: argparse.Namespace, experiment: str | None) -> list[str]:
+    """The cells that could not be run."""
     device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     size = SIZES[arguments.size]
     module = f"experiments.{experiment}" if experiment else "experiments"
@@ -38,8 +38,7 @@ def _run(arguments: argparse.Namespace, experiment: str | None) -> None:
     if arguments.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             lab = Lab(size.shrunk(), arguments.data, Path(folder), device)
-            Journal(cells, lab, Path(folder) / "results", command).run()
-        return
+            return Journal(cells, lab, Path(folder) / "results", command).run()
     out = arguments.out or Path("runs/experiments") / size.name
     journal = Journal(cells, Lab(size, arguments.data, out, device), arguments.results / size.name, command)
     journal.forget(arguments.again)
@@ -47,11 +46,11 @@ def _run(arguments: argparse.Namespace, experiment: str | None) -> None:
         journal.forget([cell.name for cell in cells], kinds=[".latency"])
     if arguments.status:
         print("\n".join(journal.status()))
-        return
+        return []
     if arguments.data is None:
         raise InputError("the images are needed", where="--data", expected="Tiny ImageNet: zip, folder, or parquet "
                          "shards", remedy="give --data PATH; --dry-run does without")
-    journal.run(arguments.minutes * 60)
+    return journal.run(arguments.minutes * 60)
 
 
 def _parser(experiment: str | None) -> argparse.ArgumentParser:

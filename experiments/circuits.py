@@ -39,7 +39,8 @@ class Task:
 
 def budgeted(task: Task) -> Circuit:
     return discover.budgeted(task.model, task.images(), graph=task.graph, ablation=task.ablation, budget=task.budget,
-                             cost=task.cost, seed=task.seed, journal=task.folder / "search.safetensors")
+                             cost=task.cost, step=task.lab.size.search.step, seed=task.seed,
+                             journal=task.folder / "search.safetensors")
 
 
 def magnitude(task: Task) -> Circuit:

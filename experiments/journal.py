@@ -6,6 +6,7 @@ killed anywhere repeats at most the cell it was in, and that cell goes on from i
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,14 +60,22 @@ class Journal:
         """Those whose result or latency is missing."""
         return (cell for cell in self.cells if not (self.file(cell).exists() and self.file(cell, ".latency").exists()))
 
-    def run(self, seconds: float = float("inf")) -> None:
-        """Run open cells in order; none is begun when ``seconds`` are over."""
-        end = time.monotonic() + seconds
+    def run(self, seconds: float = float("inf")) -> list[str]:
+        """Run open cells in order; none is begun when ``seconds`` are over.
+
+        A cell that raises :class:`InputError` is left out, with its message, and the next one run; returns these names.
+        """
+        end, failed = time.monotonic() + seconds, []
         for cell in list(self.open_cells()):
             if time.monotonic() >= end:
                 print(f"time is over before {cell.name}; the same command goes on there", flush=True)
-                return
-            self.run_cell(cell)
+                break
+            try:
+                self.run_cell(cell)
+            except InputError as error:
+                failed.append(cell.name)
+                print(f"{cell.name}: {error}", file=sys.stderr, flush=True)
+        return failed
 
     def run_cell(self, cell: Cell) -> None:
         """Make the model unless its result is there, then time it."""

@@ -25,13 +25,15 @@ OWN_AUGMENTATION = Augmentation(flip=0.5, crop_scale=(0.5, 1.0), rotation_degree
 @dataclass(frozen=True)
 class Search:
     """How circuits are looked for. ``mlp_groups`` of the graph; ``images`` of the training set that the metric is
-    measured on, ``ablation_images`` for the means; ``thresholds`` of ACDC (nats) by granularity."""
+    measured on (``acdc_images`` for ACDC), ``ablation_images`` for the means; ``step``: share of the latency that a
+    round of ``budgeted`` saves; the thresholds of ACDC are in nats."""
 
     mlp_groups: int = 8
     images: int = 512
     ablation_images: int = 4096
     batch_size: int = 128
     acdc_images: int = 256
+    step: float = 0.02
     operator_threshold: float = 5e-2
     head_threshold: float = 1e-3
 
@@ -95,7 +97,7 @@ FULL = Size(
     own=Recipe(**_SCRATCH | {"batch_size": 256}, optimizer="muon", lr=4e-3, warmup_epochs=2, label_smoothing=0.1),
     again=Recipe(**_AGAIN, lr=1e-4, warmup_epochs=0.5),
     finetune=Recipe(**_AGAIN | {"batch_size": 256}, optimizer="muon", lr=1e-3, warmup_epochs=0.5, distill_weight=0.9),
-    search=Search(images=1024, ablation_images=8192, acdc_images=512), batches=(1, 128),
+    search=Search(images=1024, ablation_images=8192, acdc_images=512, step=0.04), batches=(1, 128),
     chosen=tuple(range(0, 200, 20)))
 
 SIZES = {size.name: size for size in (SMALL, FULL)}

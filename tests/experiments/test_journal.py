@@ -91,11 +91,14 @@ def test_a_forgotten_cell_is_made_again(journal, made):
     assert made == ["a", "b", "c", "b"]
 
 
-def test_a_model_that_is_gone_is_named_with_the_remedy(journal):
+def test_a_model_that_is_gone_is_named_with_the_remedy_and_the_rest_goes_on(journal, made, capsys):
     journal.run_cell(journal.cells[0])
     (journal.lab.out / "a" / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="--again a makes it anew"):
-        journal.run()
+    (journal.lab.out / "b").mkdir()
+    (journal.lab.out / "b" / "model.safetensors").touch()
+    assert journal.run() == ["b"]
+    assert "--again a makes it anew" in capsys.readouterr().err
+    assert made == ["a", "c"]
 
 
 def test_unknown_cells_and_wrong_orders_are_refused(journal):
