@@ -146,7 +146,7 @@ def test_functions_are_short_and_take_few_parameters():
 
 
 def python_sources() -> list[Path]:
-    folders = [PACKAGE, ROOT / "kernels", ROOT / "tests", ROOT / "benchmarks"]
+    folders = [PACKAGE, ROOT / "kernels", ROOT / "tests", ROOT / "benchmarks", ROOT / "experiments"]
     return [ROOT / "setup.py", *sorted(path for folder in folders for path in folder.rglob("*.py"))]
 
 
