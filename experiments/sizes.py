@@ -73,7 +73,7 @@ class Size:
         short = {"epochs": 1, "batch_size": 8, "warmup_epochs": 0, "checkpoint_every_epochs": 0}
         recipes = {name: dataclasses.replace(getattr(self, name), **short)
                    for name in ("seed", "own", "again", "finetune")}
-        search = dataclasses.replace(self.search, images=4, ablation_images=4, acdc_images=2, batch_size=4,
+        search = dataclasses.replace(self.search, images=4, ablation_images=4, acdc_images=2, batch_size=4, step=0.5,
                                      operator_threshold=10.0, head_threshold=10.0)
         return dataclasses.replace(self, **recipes, search=search, take=16, seconds=0.0)
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vitsparse.training.recipe import FREE_FIELDS
+
 from . import words
 from .findings import Finding, Findings, compared_with, origins
 
@@ -38,13 +40,17 @@ def in_one_go(training: Mapping[str, Any]) -> bool:
     return training["seconds_with_validation"] >= training["seconds"]
 
 
+MEANINGLESS = {"recipe_name", *(f"recipe.{field}" for field in FREE_FIELDS)}
+"""Settings that decide no result."""
+
+
 def recipes(findings: Findings) -> str:
     """The settings in which the two differ, as the result files have them."""
     found = [findings[name] for name in RECIPES]
     if any(one.result is None for one in found):
         return f"What changed: {words.OPEN}."
     theirs, ours = (dict(_flat(one.result["settings"])) for one in found)
-    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name) and name != "recipe_name"]
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name) and name not in MEANINGLESS]
     rows = [[f"`{name}`", theirs.get(name, words.NONE), ours.get(name, words.NONE)] for name in names]
     return words.table({"setting": "l", "the seed's recipe": "l", "ours": "l"}, rows)
 
