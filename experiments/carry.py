@@ -29,6 +29,7 @@ from vitsparse.model.registry import open_folder
 from vitsparse.model.weights import save_pretrained
 
 from .cells import CELLS
+from .narrow import ARCHITECTURE
 
 FORMAT, VERSION, MIB = "vitsparse.carry", 1, 2**20
 INCOMPLETE = 3  # the exit status
@@ -111,7 +112,7 @@ def models(out: Path, results: Path, folder: Path, *, limit: int, part: int) -> 
         for cell in sorted(CELLS, key=lambda cell: -needed[cell.name]):
             if not (results / f"{cell.name}.json").exists() or not _is_new(out / cell.name):
                 continue
-            exact = cell.name in needed
+            exact = cell.name in needed or _is_narrow(out / cell.name)
             size = (out / cell.name / "model.safetensors").stat().st_size // (1 if exact else 2) + BESIDE
             if size > limit:
                 left.append(cell.name)
@@ -129,6 +130,11 @@ def models(out: Path, results: Path, folder: Path, *, limit: int, part: int) -> 
 def _is_new(cell: Path) -> bool:
     model, mark = cell / "model.safetensors", cell / TAKEN
     return model.exists() and not (mark.exists() and mark.stat().st_mtime_ns >= model.stat().st_mtime_ns)
+
+
+def _is_narrow(cell: Path) -> bool:
+    """Whether its model is of a kind that the package has no files for."""
+    return read_json(cell / "config.json").get("architecture") == ARCHITECTURE
 
 
 def _stage(cell: Path, staged: Path, *, exact: bool) -> None:

@@ -12,6 +12,8 @@ from vitsparse.data import Batches
 from vitsparse.evaluation.intervals import right_answers
 from vitsparse.model.config import ViTConfig
 
+from .narrow import flops_of
+
 
 def row(model: ViT | SparseViT, batches: Batches, reference: ViT | None, full: ViTConfig) -> dict[str, Any]:
     """Accuracy, mean loss (nats), KL from ``reference`` (or None), the answers to single images, and sizes.
@@ -26,7 +28,7 @@ def row(model: ViT | SparseViT, batches: Batches, reference: ViT | None, full: V
 def size_of(model: ViT | SparseViT, full: ViTConfig) -> dict[str, Any]:
     """FLOPs an image, parameters, and the circuit's edges and nodes (None for a dense model)."""
     circuit = getattr(model, "circuit", None)
-    flops = model.plan.flops if circuit is not None else dense_flops(model.config)
+    flops = model.plan.flops if circuit is not None else flops_of(model)
     about = dict.fromkeys(("edges_kept", "edges", "nodes_dead", "nodes_constant", "nodes"))
     if circuit is not None:
         about = {"edges_kept": circuit.num_kept, "edges": circuit.graph.num_edges, "nodes_dead": len(circuit.dead),

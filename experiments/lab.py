@@ -21,7 +21,7 @@ from vitsparse.data import Batches, ImageSet, TrainStream
 from vitsparse.model.weights import load_pretrained, save_pretrained
 from vitsparse.training import Recipe, fit
 
-from . import judge, timing
+from . import judge, narrow, timing
 from .sizes import COST_TABLE, Size
 
 JUDGED_AT_ONCE = 128  # images, as in the seed's loop
@@ -89,8 +89,11 @@ class Lab:
 
     def model(self, folder: Path) -> ViT | SparseViT:
         """The model in a folder, whichever kind it is; a sparse one runs on the device's own backend."""
-        if read_json(folder / "config.json").get("architecture") == "vit":
+        architecture = read_json(folder / "config.json").get("architecture")
+        if architecture == "vit":
             return load_pretrained(folder, device=self.device)
+        if architecture == narrow.ARCHITECTURE:
+            return narrow.load_narrow(folder, device=self.device)
         return SparseViT.from_pretrained(folder, backend="auto", device=self.device)
 
     def new_model(self, **changes: int) -> ViT:
@@ -143,8 +146,13 @@ class Lab:
 
 
 def save(model: ViT | SparseViT, folder: Path) -> None:
-    """Into a cell's folder, either kind."""
-    save_pretrained(model, folder) if isinstance(model, ViT) else model.save_pretrained(folder)
+    """Into a cell's folder, whichever kind it is."""
+    if isinstance(model, narrow.NarrowViT):
+        narrow.save_narrow(model, folder)
+    elif isinstance(model, ViT):
+        save_pretrained(model, folder)
+    else:
+        model.save_pretrained(folder)
 
 
 def _renumbered(images: ImageSet, classes: tuple[int, ...]) -> ImageSet:

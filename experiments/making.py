@@ -11,8 +11,10 @@ import torch
 
 from vitsparse import Ablation, Circuit, SparseViT, ViT, sort_neurons, sparsify
 from vitsparse.compiler import dense_flops
+from vitsparse.evaluation.ablation import fingerprint
 from vitsparse.training import Recipe
 
+from . import torch_pruning
 from .circuits import by_acdc, within_budget
 from .lab import Lab, Made, save
 
@@ -104,6 +106,28 @@ def smaller(target: str, teacher: str) -> Make:
         settings = {**_settings(lab, "own, then finetune", lab.size.own), "target": target, "teacher": teacher,
                     "shape": model.config.to_dict()}
         return Made(settings, lab.judge(model, dense), training={"scratch": first, **second})
+
+    return make
+
+
+def torch_pruned(start: str, target: str) -> Make:
+    """``start`` narrowed by Torch-Pruning to the FLOPs of the model of ``target``, then trained with ``start`` as
+    teacher. What it left before training is kept, so that a run that is killed goes on with the very same model."""
+
+    def make(lab: Lab, folder: Path) -> Made:
+        torch_pruning.library()
+        dense, flops = lab.dense(start), lab.model(lab.require(target)).plan.flops
+        cut = folder / f"pruned-{fingerprint(dense)[:12]}-{flops}"
+        if not (cut / "config.json").exists():
+            save(torch_pruning.narrowed(dense, lab.search_batches(lab.size.search.images), flops), cut)
+        model = lab.model(cut)
+        before = lab.judge(model, dense)
+        training = lab.train(model, lab.size.finetune, folder, teacher=dense)
+        save(model, folder)
+        settings = _settings(lab, "finetune", lab.size.finetune, start=start, method="torch-pruning", target=target,
+                             target_flops=flops, widths=model.widths, images=lab.size.search.images,
+                             pruner=torch_pruning.settings())
+        return Made(settings, lab.judge(model, dense), before, training)
 
     return make
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
@@ -130,10 +131,14 @@ def test_the_order_puts_first_what_is_needed_most():
 
 
 def test_every_cell_works(tmp_path):
-    """All of them for real, on random images; rows say what was made, and answers can be paired."""
+    """All of them for real, on random images; rows say what was made, and answers can be paired.
+
+    One cell's library may be missing, which ends no run.
+    """
     journal = Journal(CELLS, Lab(TINY, None, tmp_path / "out", "cpu"), tmp_path / "results", "command")
-    journal.run()
-    rows = {cell.name: load_result(journal.file(cell))["row"] for cell in CELLS}
+    without = [] if find_spec("torch_pruning") else ["torch-pruning-0.5", "torch-pruning-0.33"]
+    assert journal.run() == without
+    rows = {cell.name: load_result(journal.file(cell))["row"] for cell in CELLS if cell.name not in without}
     for name, row in rows.items():
         assert answers(row).mean() == pytest.approx(row["accuracy"]), name
     assert rows["dense-own"]["S"] == 1
