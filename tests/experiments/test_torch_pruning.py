@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from experiments import torch_pruning
+from experiments import carry, torch_pruning
 from experiments.judge import size_of
 from experiments.lab import Lab, save
 from experiments.making import torch_pruned
@@ -119,6 +119,17 @@ def test_a_narrow_model_comes_back_from_its_files(tmp_path):
     images = torch.randn(2, 3, 8, 8)
     assert loaded.widths == saved.widths
     assert torch.equal(loaded(images), saved(images))
+
+
+def test_it_is_carried_as_it_is(tmp_path):
+    name = "torch-pruning-0.5"
+    save(NarrowViT(model().config, [(3, 16), (1, 40)]), tmp_path / "out" / name)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / f"{name}.json").touch()
+    taken, _ = carry.models(tmp_path / "out", tmp_path / "results", tmp_path / "parts", limit=2**22, part=2**22)
+    assert taken == [name]
+    assert carry.join(tmp_path / "parts", tmp_path / "home") == []
+    assert load_narrow(tmp_path / "home" / name).widths == ((3, 16), (1, 40))
 
 
 @pytest.mark.parametrize(("field", "value", "named"), [
