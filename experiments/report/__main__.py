@@ -45,7 +45,10 @@ class Report:
                     texts |= {Path(f"{folder / stem(experiment, size)}.{kind}"): None for kind in ("png", "svg")}
         page = existing_file(folder / "README.md")
         drawn = {key: value is not None for key, value in pictures.items()}
-        texts[page] = filled(page.read_text(encoding="utf-8"), findings, drawn)
+        texts[page] = filled(page, findings, drawn)
+        front = folder.parent / "README.md"
+        if front.exists():
+            texts[front] = filled(front, findings, drawn, whole=False)
         return cls(texts, [value for value in pictures.values() if value])
 
     def stale(self) -> list[Path]:

@@ -27,9 +27,18 @@ def table(findings: Findings) -> str:
     return words.table({"target": "l", "measured": "l", "met": "l"}, lines)
 
 
+def pruned_within(findings: Findings) -> list[Finding]:
+    """Our circuits of the first random seed, from the largest budget to the smallest."""
+    done = [found for found in _ours(findings) if found.kind()[2] == 0]
+    return sorted(done, key=lambda found: -found.kind()[1])
+
+
+def _ours(findings: Findings) -> list[Finding]:
+    return [found for found in findings.of(NAME) if found.kind()[0] == OURS and found.result and found.row["S"]]
+
+
 def _pruned(findings: Findings) -> Iterator[Line]:
-    base = findings[BASE]
-    done = [found for found in findings.of(NAME) if found.kind()[0] == OURS and found.result and found.row["S"]]
+    base, done = findings[BASE], _ours(findings)
     yield ("S >= 2: no loss that a paired interval can tell from zero",
            *_judged(done, 2, lambda found: found.difference(base), lambda x: x[2] >= 0))
     yield (f"S >= 3: within {100 * POINTS_AT_3:g} point",
