@@ -25,6 +25,10 @@ from vitsparse.evaluation.latency import Latency, measure_rounds
 # everything else here together.
 CPU_RUNTIMES, GPU_RUNTIMES = ("eager", "openvino"), ("eager", "compile", "tensorrt")
 LOOPS = 5  # of the whole evaluation
+PAUSE = 0.01
+"""Seconds before each call on a CPU: OpenMP's threads spin for up to 10 ms after one, and whoever comes next on other
+threads, as OpenVINO does, has to do without that core."""
+Run = Callable[[], object]
 
 
 def latency(model: ViT | SparseViT, dense: ViT, batches: Batches, sizes: tuple[int, ...],
@@ -44,39 +48,45 @@ def latency(model: ViT | SparseViT, dense: ViT, batches: Batches, sizes: tuple[i
 
 
 def _at(model: ViT | SparseViT, dense: ViT, images: Tensor, seconds: float) -> dict[str, Any]:
-    """Milliseconds of a call of the model and of the dense one under each runtime that is here, and the ratio of the
-    strongest of those to the model, round by round."""
-    candidates, notes = {}, []
-    gpu = images.device.type == "cuda"
-    runtimes: Mapping[str, Callable[[nn.Module, Tensor], Callable[[], object]]] = CUDA_BASELINES if gpu else BASELINES
+    """Milliseconds of a call of the model and of the dense one, each at its fastest, and the ratio of the dense one's
+    to the model's, round by round. A model that is dense too, of any shape, has the same runtimes to choose from."""
+    notes: list[str] = []
+    runs = {"dense": _under_all(dense, images, notes),
+            "model": _compiled(model, images) if isinstance(model, SparseViT) else _under_all(model, images, [])}
+    rounds = measure_rounds({f"{whose} {name}": run for whose, named in runs.items() for name, run in named.items()},
+                            repeats=30, min_seconds=seconds, device=images.device,
+                            pause=0.0 if images.device.type == "cuda" else PAUSE)
+    times = {whose: {name: rounds[f"{whose} {name}"] for name in named} for whose, named in runs.items()}
+    strongest, backend = _fastest(times["dense"]), _fastest(times["model"])
+    theirs, ours = times["dense"][strongest], times["model"][backend]
+    ratio = Latency.of(theirs / ours)
+    return {"model": {"backend": backend, **asdict(Latency.of(ours))},
+            "dense": {name: asdict(Latency.of(found)) for name, found in times["dense"].items()},
+            "strongest": strongest, "speedup": {"p20": ratio.p20, "p50": ratio.p50, "p80": ratio.p80}, "notes": notes}
+
+
+def _under_all(model: ViT, images: Tensor, notes: list[str]) -> dict[str, Run]:
+    """A dense model under each runtime that is here; ``notes`` receives what is missing."""
+    gpu, found = images.device.type == "cuda", {}
+    runtimes: Mapping[str, Callable[[nn.Module, Tensor], Run]] = CUDA_BASELINES if gpu else BASELINES
     for name in GPU_RUNTIMES if gpu else CPU_RUNTIMES:
         try:
-            candidates[name] = runtimes[name](dense, images)
+            found[name] = runtimes[name](model, images)
         except InputError as error:
             notes.append(f"{name}: left out, {error.what}")
-    backend, ours = _runner(model, images, runtimes)
-    rounds = measure_rounds({**candidates, "model": ours}, repeats=30, min_seconds=seconds, device=images.device)
-    strongest = min(candidates, key=lambda name: float(np.median(rounds[name])))
-    ratio = Latency.of(rounds[strongest] / rounds["model"])
-    return {"model": {"backend": backend, **asdict(Latency.of(rounds["model"]))},
-            "dense": {name: asdict(Latency.of(rounds[name])) for name in candidates}, "strongest": strongest,
-            "speedup": {"p20": ratio.p20, "p50": ratio.p50, "p80": ratio.p80}, "notes": notes}
+    return found
 
 
-def _runner(model: ViT | SparseViT, images: Tensor, runtimes: Mapping[str, Any]) -> tuple[str, Callable[[], object]]:
-    """How a model is run at its fastest: a sparse one by its backend, a dense one (of any shape) by OpenVINO or, on a
-    GPU, as a graph of the compiled model."""
-    if isinstance(model, SparseViT):
-        if images.device.type == "cuda":
-            captured = model.capture(images)
-            return f"{model.chosen_backend}, {captured.how}", captured.replay
-        return model.chosen_backend, functools.partial(model, images)
-    for name in ("compile",) if images.device.type == "cuda" else ("openvino",):
-        try:
-            return name, runtimes[name](model, images)
-        except InputError:
-            continue
-    return "eager", runtimes["eager"](model, images)
+def _compiled(model: SparseViT, images: Tensor) -> dict[str, Run]:
+    """A sparse model by its backend: on a GPU as a captured graph."""
+    if images.device.type == "cuda":
+        captured = model.capture(images)
+        return {f"{model.chosen_backend}, {captured.how}": captured.replay}
+    return {model.chosen_backend: functools.partial(model, images)}
+
+
+def _fastest(times: Mapping[str, np.ndarray]) -> str:
+    return min(times, key=lambda name: float(np.median(times[name])))
 
 
 def loop(model: ViT | SparseViT, batches: Batches) -> dict[str, Any]:
