@@ -41,15 +41,16 @@ def _run(arguments: argparse.Namespace, experiment: str | None) -> list[str]:
             return Journal(cells, lab, Path(folder) / "results", command).run()
     out = arguments.out or Path("runs/experiments") / size.name
     journal = Journal(cells, Lab(size, arguments.data, out, device), arguments.results / size.name, command)
-    journal.forget(arguments.again)
-    if arguments.time_again:
-        journal.forget([cell.name for cell in cells], kinds=[".latency"])
     if arguments.status:
         print("\n".join(journal.status()))
         return []
     if arguments.data is None:
         raise InputError("the images are needed", where="--data", expected="Tiny ImageNet: zip, folder, or parquet "
                          "shards", remedy="give --data PATH; --dry-run does without")
+    journal.forget(arguments.again)
+    if arguments.time_again:  # without its model nothing can be timed anew
+        there = [cell.name for cell in cells if (out / cell.name / "model.safetensors").exists()]
+        journal.forget(there, kinds=[".latency"])
     return journal.run(arguments.minutes * 60)
 
 
@@ -65,7 +66,8 @@ def _parser(experiment: str | None) -> argparse.ArgumentParser:
     add("--device", default="auto")
     add("--minutes", type=float, default=float("inf"), help="begin no cell after so many minutes")
     add("--again", nargs="+", default=[], metavar="CELL", help="forget the results of these cells first")
-    add("--time-again", action="store_true", help="forget all latencies first: measure them on a quiet machine")
+    add("--time-again", action="store_true",
+        help="forget the latencies of all models that are here: measure them on a quiet machine; go on without this")
     add("--status", action="store_true", help="say which cells are done, and run nothing")
     add("--dry-run", action="store_true",
         help="rehearse: every cell for real, on a handful of images, two updates each; nothing is kept")

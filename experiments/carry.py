@@ -152,7 +152,10 @@ def _stage(cell: Path, staged: Path, *, exact: bool) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    given = _parser().parse_args(argv)
+    parser = _parser()
+    given = parser.parse_args(argv)
+    if given.verb == "models" and given.results is None:
+        parser.error("models: --results is needed")
     limit = round(given.mib * MIB)
     try:
         if given.verb == "split":

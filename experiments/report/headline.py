@@ -8,7 +8,8 @@ from .pareto import BASE, NAME
 from .targets import pruned_within
 
 OTHERS = {"magnitude": "heads and MLP groups by magnitude", "importance": "heads and MLP groups by importance",
-          "smaller": "a smaller dense ViT, trained from scratch", "torch-pruning": "Torch-Pruning"}
+          "smaller": "a smaller dense ViT from scratch, with the same teacher at the end",
+          "torch-pruning": "Torch-Pruning"}
 
 
 def table(findings: Findings) -> str:
@@ -18,14 +19,21 @@ def table(findings: Findings) -> str:
                   for batch in findings.batches}}
     base = findings[BASE]
     shown = [(base, "dense, trained as long"),
-             *((found, f"our circuit, {found.kind()[1]:.0%} of the predicted latency")
-               for found in pruned_within(findings)),
-             *((found, OTHERS[found.kind()[0]]) for found in findings.of(NAME) if found.kind()[0] in OTHERS)]
+             *((found, f"our circuit, {_budget(found)}") for found in pruned_within(findings)),
+             *((found, f"{OTHERS[found.kind()[0]]}, {_budget(found)}") for found in findings.of(NAME)
+               if found.kind()[0] in OTHERS)]
     shown = [(found, told) for found, told in shown if found.result]
     rows = [_row(found, told, base, findings) for found, told in shown]
     if not rows:
         return "Not yet run."
     return words.table(columns, rows) + "\n\n" + origins([found for found, _ in shown], findings.size.name, NAME)
+
+
+def _budget(found: Finding) -> str:
+    """Those that are cut to FLOPs are cut to those of our circuit of this budget."""
+    method, budget, _ = found.kind()
+    of_ours = method in ("smaller", "torch-pruning")
+    return f"FLOPs of our circuit of {budget:.0%}" if of_ours else f"{budget:.0%} of the predicted latency"
 
 
 def _row(found: Finding, told: str, base: Finding, findings: Findings) -> list[str]:

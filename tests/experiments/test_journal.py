@@ -163,6 +163,26 @@ def test_a_run_without_images_is_refused(tmp_path, capsys):
     assert "--data" in capsys.readouterr().err
 
 
+def test_results_are_forgotten_only_where_they_can_be_made_anew(tmp_path, monkeypatch):
+    """Without images nothing is; a latency stays where its model is not here."""
+    monkeypatch.setattr(Journal, "run", lambda journal, seconds: [])
+    results, out = tmp_path / "results/small", tmp_path / "out"
+    files = [results / f"{cell}{kind}.json" for cell in ("dense-seed", "dense-own") for kind in ("", ".latency")]
+    (out / "dense-own").mkdir(parents=True)
+    results.mkdir(parents=True)
+    for file in (*files, out / "dense-own/model.safetensors"):
+        file.touch()
+    where = ["--out", str(out), "--results", str(results.parent)]
+    for option in (["--time-again"], ["--again", "dense-own"]):
+        command.main([*where, *option, "--status"])
+        assert command.main([*where, *option]) == 2
+        assert all(file.exists() for file in files)
+    assert command.main([*where, "--data", str(tmp_path), "--time-again"]) == 0
+    assert [file for file in files if not file.exists()] == [results / "dense-own.latency.json"]
+    assert command.main([*where, "--data", str(tmp_path), "--again", "dense-seed"]) == 0
+    assert [file for file in files if file.exists()] == [results / "dense-own.json"]
+
+
 def test_sizes_are_plain_values():
     for size in (SMALL, FULL):
         assert json.loads(json.dumps(size.to_dict())) == size.to_dict()

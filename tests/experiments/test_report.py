@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.judge import answers
+from experiments.report import headline
 from experiments.report.__main__ import HOME, Report, main
 from experiments.report.findings import Findings, command
 from experiments.report.targets import at_least, table
@@ -220,6 +221,17 @@ def test_baselines_and_minutes_have_targets_at_full_size(tmp_path, gpu, seconds,
     judged = lines(found)
     assert judged["the seed's recipe: 36.25 %"][1] == judged["our recipe: 45.00 % (aim 50)"][1] == "yes"
     assert judged["full training on one GPU, data pipeline included: under 5 minutes"][1] == met
+
+
+def test_the_front_page_tells_its_rows_apart_and_has_one_random_seed(reported):
+    table = headline.table(Findings.load(reported / "results", "small")).splitlines()
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:] if line.startswith("|")]
+    assert len({row[0] for row in found}) == len(found) == 10
+    own = found[2]
+    assert own[:2] == ["our circuit, 50% of the predicted latency", "47%"]
+    assert own[2].startswith(f"{100 * result(reported, 'budgeted-0.5')['row']['accuracy']:.2f} %")
+    assert own[4] == "2.10 [2.04, 2.18]"
+    assert "times as fast as openvino" in table[0]
 
 
 def test_flat_rows_are_the_same_as_csv_and_json(reported):
