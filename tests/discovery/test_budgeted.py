@@ -12,6 +12,7 @@ import torch
 from tests.discovery.costs import NodeCost
 from tests.strategies import make_ablation, make_batches, make_model
 from vitsparse.circuit import Circuit, Graph
+from vitsparse.circuit.liveness import reaches_logits
 from vitsparse.discovery import METHODS, budgeted
 from vitsparse.discovery.descent import Descent
 from vitsparse.discovery.nodes import between_live_nodes, cut_share, without
@@ -118,6 +119,19 @@ def test_the_curve_goes_down_to_the_budget():
     about = circuit.provenance
     assert (about["method"], about["metric"], about["budget"], about["images"]) == ("budgeted", "kl", 0.4, 8)
     assert METHODS["budgeted"] is budgeted
+
+
+def test_it_goes_on_where_only_nodes_that_die_together_save_time():
+    class LayerCost(NodeCost):
+        """6 microseconds for each layer with a live head; all else is free, but for 10 in any case."""
+
+        def latency(self, circuit):
+            alive = reaches_logits(circuit.graph, circuit.keep)
+            return 10.0 + 6.0 * len({node.layer for node, live in zip(circuit.graph.sender_nodes, alive, strict=True)
+                                     if live and node.kind == "head"})
+
+    cost = LayerCost(2, 2, 2)
+    assert cost.latency(search(cost=cost, budget=16 / 22)) == 16
 
 
 def test_cut_edges_are_cut_even_where_they_cost():

@@ -12,7 +12,7 @@ from vitsparse.circuit import Graph
 from vitsparse.circuit.liveness import reaches_logits
 from vitsparse.discovery import METHODS, node_importance
 from vitsparse.discovery.eap import eap
-from vitsparse.discovery.nodes import edge_senders
+from vitsparse.discovery.nodes import edge_senders, largest_within
 from vitsparse.errors import InputError
 from vitsparse.model.config import ViTConfig
 from vitsparse.model.edgewise import edgewise_forward
@@ -83,3 +83,15 @@ def test_bad_input_is_refused(changes, message):
                  "cost": COST, **changes}
     with pytest.raises(InputError, match=message):
         node_importance(model, arguments.pop("batches"), **arguments)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
+def test_the_largest_circuit_within_a_time_is_within_it_and_the_next_one_is_not(share):
+    scores, limit = score()[-1], share * COST.dense
+    found = largest_within(scores, COST, limit)
+    assert COST.latency(found) <= limit < COST.latency(scores.top_k(found.num_kept + 1))
+
+
+def test_a_time_that_no_circuit_keeps_is_refused():
+    with pytest.raises(InputError, match=r"no circuit is that fast[\s\S]*at least 10"):
+        largest_within(score()[-1], COST, 9.0)

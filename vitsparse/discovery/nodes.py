@@ -82,7 +82,13 @@ def of_nodes(graph: Graph, importance: np.ndarray) -> np.ndarray:
 
 
 def largest_within(scores: EdgeScores, cost: Cost, limit: float) -> Circuit:
-    """A ``top_k`` within ``limit`` microseconds, by bisection: about the largest, as latency mostly grows with k."""
+    """A ``top_k`` within ``limit`` microseconds, by bisection: about the largest, as latency mostly grows with k.
+
+    Raises :class:`InputError` where even the empty circuit takes longer.
+    """
+    if (least := cost.latency(scores.top_k(0))) > limit:
+        raise InputError("no circuit is that fast", where="largest_within: limit", found=f"{limit:.4g} microseconds",
+                         expected=f"at least {least:.4g}")
     fits, too_slow = 0, scores.graph.num_edges + 1
     while too_slow - fits > 1:
         middle = (fits + too_slow) // 2
