@@ -29,11 +29,11 @@ class Search:
     round of ``budgeted`` saves; the thresholds of ACDC are in nats."""
 
     mlp_groups: int = 8
-    images: int = 512
+    images: int = 256
     ablation_images: int = 4096
     batch_size: int = 128
     acdc_images: int = 256
-    step: float = 0.02
+    step: float = 0.04
     operator_threshold: float = 5e-2
     head_threshold: float = 1e-3
 
@@ -97,7 +97,7 @@ FULL = Size(
     own=Recipe(**_SCRATCH | {"batch_size": 256}, optimizer="muon", lr=4e-3, warmup_epochs=2, label_smoothing=0.1),
     again=Recipe(**_AGAIN, lr=1e-4, warmup_epochs=0.5),
     finetune=Recipe(**_AGAIN | {"batch_size": 256}, optimizer="muon", lr=1e-3, warmup_epochs=0.5, distill_weight=0.9),
-    search=Search(images=1024, ablation_images=8192, acdc_images=512, step=0.04), batches=(1, 128),
+    search=Search(images=1024, ablation_images=8192, acdc_images=512), batches=(1, 128),
     chosen=tuple(range(0, 200, 20)))
 
 SIZES = {size.name: size for size in (SMALL, FULL)}
