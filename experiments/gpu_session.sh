@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The experiments at full size on a machine with a GPU that is lent for ten minutes at a time, receives few files at once
+# The experiments at full size on a machine with a GPU that can be had for ten minutes at a time, receives few files at once
 # and keeps nothing for long. Nothing is fetched; one call ends after SECONDS_ALL (570) seconds, whatever happens:
 #
 #   python -m experiments.carry split PATH/*.parquet PATH/classes.json --into .carry    here, once: .carry/1, .carry/2, ...

@@ -6,12 +6,15 @@ killed anywhere repeats at most the cell it was in, and that cell goes on from i
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vitsparse import InputError
 from vitsparse.circuit.files import read_json, write_json
@@ -63,7 +66,8 @@ class Journal:
     def run(self, seconds: float = float("inf")) -> list[str]:
         """Run open cells in order; none is begun when ``seconds`` are over.
 
-        A cell that raises :class:`InputError` is left out, with its message, and the next one run; returns these names.
+        A cell that refuses its input, or for which the GPU has no room, is left out with its message, and the next one
+        run; returns their names.
         """
         end, failed = time.monotonic() + seconds, []
         for cell in list(self.open_cells()):
@@ -72,7 +76,7 @@ class Journal:
                 break
             try:
                 self.run_cell(cell)
-            except InputError as error:
+            except (InputError, torch.OutOfMemoryError) as error:
                 failed.append(cell.name)
                 print(f"{cell.name}: {error}", file=sys.stderr, flush=True)
         return failed
@@ -109,13 +113,16 @@ class Journal:
             yield f"{cell.experiment:12} {cell.name:24} {state}"
 
     def forget(self, names: Sequence[str], kinds: Sequence[str] = ("", ".latency")) -> None:
-        """Remove results of cells, which opens them again."""
+        """Remove results of cells, which opens them again; with the result also the cell's folder, since a finished
+        training or search in it would only be restored."""
         known = {cell.name: cell for cell in self.cells}
         for name in names:
             if name not in known:
                 raise InputError("there is no such cell", where="--again", found=name, expected=", ".join(known))
             for kind in kinds:
                 self.file(known[name], kind).unlink(missing_ok=True)
+            if "" in kinds:
+                shutil.rmtree(self.lab.out / name, ignore_errors=True)
 
 
 def load_result(path: Path) -> dict[str, Any]:

@@ -101,9 +101,9 @@ class Lab:
         torch.manual_seed(0)
         return create_model(self.size.model, num_classes=self.size.classes, **changes).to(self.device)
 
-    def graph(self, model: ViT, granularity: str = "head") -> Graph:
-        groups = self.size.search.mlp_groups if granularity == "head" else 1
-        return Graph.of(model, granularity=granularity, mlp_groups=groups)
+    def graph(self, model: ViT) -> Graph:
+        """Heads and groups of hidden units: what the searches by latency cut."""
+        return Graph.of(model, mlp_groups=self.size.search.mlp_groups)
 
     def search_batches(self, limit: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Training images without augmentation. The first ones are class-balanced."""

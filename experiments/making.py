@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ def trained(recipe: str) -> Make:
         training = lab.train(model, chosen, folder)
         model = sort_neurons(model)  # the same function; contiguous groups of units mean something from here on
         save(model, folder)
-        return Made(_settings(lab, recipe, chosen), lab.judge(model), training=training)
+        return Made(_settings(lab, **_training(lab, recipe, chosen)), lab.judge(model), training=training)
 
     return make
 
@@ -43,7 +44,8 @@ def trained_again(start: str, recipe: str) -> Make:
         model, first = lab.dense(start), lab.dense(start)
         training = lab.train(model, chosen, folder, teacher=first if chosen.distill_weight else None)
         save(model, folder)
-        return Made(_settings(lab, recipe, chosen, start=start), lab.judge(model, first), training=training)
+        settings = _settings(lab, **_training(lab, recipe, chosen), start=_named(start, first))
+        return Made(settings, lab.judge(model, first), training=training)
 
     return make
 
@@ -56,7 +58,8 @@ def cut(start: str, granularity: str) -> Make:
         circuit, ablation = by_acdc(lab, dense, granularity, folder)
         sparse = _compiled(lab, dense, circuit, ablation)
         save(sparse, folder)
-        settings = {"start": start, "granularity": granularity, "search": lab.size.to_dict()["search"]}
+        settings = _settings(lab, start=_named(start, dense), granularity=granularity, mlp_groups=1,
+                             search=_search(lab))
         return Made(settings, lab.judge(sparse, dense))
 
     return make
@@ -70,8 +73,8 @@ def cut_trained_again(start: str, before: str, recipe: str) -> Make:
         dense, sparse = lab.dense(start), lab.model(lab.require(before))
         training = _trained_if_possible(lab, sparse, chosen, folder, dense)
         save(sparse, folder)
-        return Made(_settings(lab, recipe, chosen, start=start, before=before), lab.judge(sparse, dense),
-                    training=training)
+        settings = _settings(lab, **_training(lab, recipe, chosen), start=_named(start, dense), before=before)
+        return Made(settings, lab.judge(sparse, dense), training=training)
 
     return make
 
@@ -86,8 +89,8 @@ def pruned(start: str, method: str, budget: float, seed: int = 0) -> Make:
         before = lab.judge(sparse, dense)
         training = _trained_if_possible(lab, sparse, lab.size.finetune, folder, dense, seed)
         save(sparse, folder)
-        settings = _settings(lab, "finetune", lab.size.finetune, start=start, method=method, budget=budget, seed=seed,
-                             search=lab.size.to_dict()["search"])
+        settings = _settings(lab, **_training(lab, "finetune", lab.size.finetune, seed), start=_named(start, dense),
+                             method=method, budget=budget, seed=seed, search=_search(lab))
         return Made(settings, lab.judge(sparse, dense), before, training)
 
     return make
@@ -103,8 +106,9 @@ def smaller(target: str, teacher: str) -> Make:
         first = lab.train(model, lab.size.own, folder / "scratch")
         second = lab.train(model, lab.size.finetune, folder, teacher=dense)
         save(model, folder)
-        settings = {**_settings(lab, "own, then finetune", lab.size.own), "target": target, "teacher": teacher,
-                    "shape": model.config.to_dict()}
+        settings = _settings(lab, scratch=_training(lab, "own", lab.size.own), target=target,
+                             shape=model.config.to_dict(), teacher=_named(teacher, dense),
+                             **_training(lab, "finetune", lab.size.finetune))
         return Made(settings, lab.judge(model, dense), training={"scratch": first, **second})
 
     return make
@@ -124,9 +128,9 @@ def torch_pruned(start: str, target: str) -> Make:
         before = lab.judge(model, dense)
         training = lab.train(model, lab.size.finetune, folder, teacher=dense)
         save(model, folder)
-        settings = _settings(lab, "finetune", lab.size.finetune, start=start, method="torch-pruning", target=target,
-                             target_flops=flops, widths=model.widths, images=lab.size.search.images,
-                             pruner=torch_pruning.settings())
+        settings = _settings(lab, **_training(lab, "finetune", lab.size.finetune), start=_named(start, dense),
+                             method="torch-pruning", target=target, target_flops=flops, widths=model.widths,
+                             images=lab.size.search.images, pruner=torch_pruning.settings())
         return Made(settings, lab.judge(model, dense), before, training)
 
     return make
@@ -140,8 +144,8 @@ def task_of_chosen(start: str) -> Make:
         before = lab.judge(model, dense)
         training = lab.train(model, lab.size.finetune, folder, teacher=dense)
         save(model, folder)
-        return Made(_settings(lab, "finetune", lab.size.finetune, start=start, classes=list(lab.only)),
-                    lab.judge(model, dense), before, training)
+        settings = _settings(lab, **_training(lab, "finetune", lab.size.finetune), start=_named(start, dense))
+        return Made(settings, lab.judge(model, dense), before, training)
 
     return make
 
@@ -153,7 +157,7 @@ def shape_of(lab: Lab, flops: int) -> dict[str, int]:
     head = full.embed_dim // full.num_heads
     shapes = [{"embed_dim": heads * head, "num_heads": heads, "depth": depth}
               for heads in range(1, full.num_heads + 1) for depth in range(1, full.depth + 1)]
-    off = [abs(math.log(dense_flops(lab.new_model(**shape).config) / flops)) for shape in shapes]
+    off = [abs(math.log(dense_flops(dataclasses.replace(full, **shape)) / flops)) for shape in shapes]
     near = [shape for shape, error in zip(shapes, off, strict=True) if error <= max(min(off), 0.05)]
     return min(near, key=lambda s: abs(math.log(s["embed_dim"] * full.depth / (s["depth"] * full.embed_dim))))
 
@@ -184,9 +188,21 @@ def _of_task(lab: Lab, dense: ViT) -> ViT:
     return dense
 
 
-def _settings(lab: Lab, name: str, recipe: Recipe, **more: Any) -> dict[str, Any]:
-    """What decided a training, as plain values."""
-    values = lab.size.to_dict()
-    augmentation = lab.size.augmentation(recipe)
-    return {"model": values["model"], "classes": values["classes"], "split": "seed", "recipe_name": name,
-            "recipe": recipe.to_dict(), "augmentation": augmentation.__dict__, **more}
+def _settings(lab: Lab, **more: Any) -> dict[str, Any]:
+    """What decided a result, as plain values; ``only``: the classes of a task of its own."""
+    return {"model": lab.size.model, "classes": lab.size.classes, "only": list(lab.only) or None, "split": "seed",
+            **more}
+
+
+def _training(lab: Lab, name: str, recipe: Recipe, seed: int = 0) -> dict[str, Any]:
+    return {"recipe_name": name, "recipe": dataclasses.replace(recipe, seed=seed).to_dict(),
+            "augmentation": dataclasses.asdict(lab.size.augmentation(recipe))}
+
+
+def _search(lab: Lab) -> dict[str, Any]:
+    return dataclasses.asdict(lab.size.search)
+
+
+def _named(cell: str, model: ViT) -> dict[str, str]:
+    """A model of an earlier cell, told from another one of the same name by its weights."""
+    return {"cell": cell, "fingerprint": fingerprint(model)}

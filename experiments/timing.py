@@ -14,20 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitsparse import InputError, SparseViT, ViT
+from vitsparse import Ablation, Circuit, Graph, InputError, SparseViT, ViT, sparsify
 from vitsparse.data import Batches
 from vitsparse.evaluation.baselines import BASELINES, CUDA_BASELINES
 from vitsparse.evaluation.evaluate import device_of
 from vitsparse.evaluation.intervals import right_answers
-from vitsparse.evaluation.latency import Latency, measure_rounds
+from vitsparse.evaluation.latency import PAUSE, Latency, measure_rounds
 
 # On CPUs torch.compile takes longer than OpenVINO on every machine seen (benchmarks/results), and as long to compile as
 # everything else here together.
 CPU_RUNTIMES, GPU_RUNTIMES = ("eager", "openvino"), ("eager", "compile", "tensorrt")
 LOOPS = 5  # of the whole evaluation
-PAUSE = 0.01
-"""Seconds before each call on a CPU: OpenMP's threads spin for up to 10 ms after one, and whoever comes next on other
-threads, as OpenVINO does, has to do without that core."""
 Run = Callable[[], object]
 
 
@@ -49,20 +46,33 @@ def latency(model: ViT | SparseViT, dense: ViT, batches: Batches, sizes: tuple[i
 
 def _at(model: ViT | SparseViT, dense: ViT, images: Tensor, seconds: float) -> dict[str, Any]:
     """Milliseconds of a call of the model and of the dense one, each at its fastest, and the ratio of the dense one's
-    to the model's, round by round. A model that is dense too, of any shape, has the same runtimes to choose from."""
+    to the model's, round by round. A model that is dense too, of any shape, has the same runtimes to choose from.
+
+    ``uncut`` is the dense model on our own kernels, which says what of a circuit's speed is theirs.
+    """
     notes: list[str] = []
-    runs = {"dense": _under_all(dense, images, notes),
+    runs = {"dense": _under_all(dense, images, notes), "uncut": _compiled(_uncut(dense), images),
             "model": _compiled(model, images) if isinstance(model, SparseViT) else _under_all(model, images, [])}
     rounds = measure_rounds({f"{whose} {name}": run for whose, named in runs.items() for name, run in named.items()},
                             repeats=30, min_seconds=seconds, device=images.device,
                             pause=0.0 if images.device.type == "cuda" else PAUSE)
     times = {whose: {name: rounds[f"{whose} {name}"] for name in named} for whose, named in runs.items()}
-    strongest, backend = _fastest(times["dense"]), _fastest(times["model"])
-    theirs, ours = times["dense"][strongest], times["model"][backend]
-    ratio = Latency.of(theirs / ours)
+    strongest, backend, own = (_fastest(times[whose]) for whose in ("dense", "model", "uncut"))
+    ours, uncut = times["model"][backend], times["uncut"][own]
     return {"model": {"backend": backend, **asdict(Latency.of(ours))},
             "dense": {name: asdict(Latency.of(found)) for name, found in times["dense"].items()},
-            "strongest": strongest, "speedup": {"p20": ratio.p20, "p50": ratio.p50, "p80": ratio.p80}, "notes": notes}
+            "strongest": strongest, "speedup": _ratio(times["dense"][strongest], ours),
+            "uncut": {"backend": own, **asdict(Latency.of(uncut)), "speedup": _ratio(uncut, ours)}, "notes": notes}
+
+
+def _ratio(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
+    found = asdict(Latency.of(theirs / ours))
+    return {name: found[name] for name in ("p20", "p50", "p80")}
+
+
+def _uncut(dense: ViT) -> SparseViT:
+    graph = Graph.of(dense, granularity="layer")
+    return sparsify(dense, Circuit.full(graph), ablation=Ablation.zero(dense, graph=graph)).eval()
 
 
 def _under_all(model: ViT, images: Tensor, notes: list[str]) -> dict[str, Run]:

@@ -11,15 +11,13 @@ import torch
 
 from benchmarks.model.candidates import Candidates, Runner, threads_of
 from benchmarks.model.targets import BATCHES, MODEL, ROWS, Row, compare
-from vitsparse.evaluation.latency import Latency, measure_rounds
+from vitsparse.evaluation.latency import PAUSE, Latency, measure_rounds
 
 LARGE = ("vit_small_patch16_224", "vit_base_patch16_224")
 LARGE_NAMES = ("D openvino", "C half", "full", "half", "mixed")
 LARGE_ROWS = tuple(replace(row, bounds={}) for row in ROWS
                    if row.name in ("full vs D", "half vs D", "mixed vs D", "half vs C", "mixed vs half"))
 ROUNDS = {1: 120, 32: 25}
-PAUSE = 0.01
-"""Seconds before each call: OpenMP's threads spin for up to 10 ms after one, longer than a whole call at batch 1."""
 QUICK_MODEL = "vit_digits_p2_d64_l6_h4"
 """Where it only matters that everything runs; no bounds hold for it."""
 

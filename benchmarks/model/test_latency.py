@@ -14,10 +14,9 @@ import torch
 
 from benchmarks.model.candidates import DENSE, REMOVED, UNDER_MEAN, Candidates, threads_of
 from benchmarks.model.circuits import named_circuits
-from benchmarks.model.latency import PAUSE
 from benchmarks.model.targets import BATCHES, MODEL, ROWS, compare
 from vitsparse import InputError
-from vitsparse.evaluation.latency import machine_facts, measure_rounds, settle
+from vitsparse.evaluation.latency import PAUSE, machine_facts, measure_rounds, settle
 
 NAMES = (*DENSE, *(f"C {name}" for name in REMOVED), "E eager", "E compile", *named_circuits(12, 8),
          *(f"{name}, mean" for name in UNDER_MEAN))

@@ -15,8 +15,8 @@ OTHERS = {"magnitude": "heads and MLP groups by magnitude", "importance": "heads
 def table(findings: Findings) -> str:
     """The dense model, our circuits in the order of their budgets (the first random seed), then the baselines."""
     columns = {"model": "l", "FLOPs left": "r", "accuracy [95 %]": "r", "points above the dense model [95 %]": "r",
-               **{f"batch {batch}: times as fast as {_strongest(findings, batch)} [p20, p80]": "r"
-                  for batch in findings.batches}}
+               **{f"batch {batch}: {what}": "r" for batch in findings.batches
+                  for what in (f"times as fast as {_strongest(findings, batch)} [p20, p80]", "by pruning alone")}}
     base = findings[BASE]
     shown = [(base, "dense, trained as long"),
              *((found, f"our circuit, {_budget(found)}") for found in pruned_within(findings)),
@@ -39,7 +39,8 @@ def _budget(found: Finding) -> str:
 def _row(found: Finding, told: str, base: Finding, findings: Findings) -> list[str]:
     share = f"{1 / found.row['S']:.0%}" if found.row["S"] else "none"
     return [told, share, words.accuracy(found.accuracy), words.points(found.difference(base)),
-            *(words.times(found.speedup(batch)) for batch in findings.batches)]
+            *(cell for batch in findings.batches
+              for cell in (words.times(found.speedup(batch)), words.by_pruning(found, batch)))]
 
 
 def _strongest(findings: Findings, batch: int) -> str:

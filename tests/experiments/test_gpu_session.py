@@ -1,4 +1,4 @@
-"""What travels to a lent machine and back arrives whole; a session there ends in time and goes on where it was."""
+"""What travels to another machine and back arrives whole; a session there ends in time and goes on where it was."""
 
 from __future__ import annotations
 
