@@ -24,7 +24,7 @@ from vitsparse.evaluation.latency import PAUSE, Latency, measure_rounds
 # On CPUs torch.compile takes longer than OpenVINO on every machine seen (benchmarks/results), and as long to compile as
 # everything else here together.
 CPU_RUNTIMES, GPU_RUNTIMES = ("eager", "openvino"), ("eager", "compile", "tensorrt")
-LOOPS = 5  # of the whole evaluation
+LOOPS = 3  # of the whole evaluation
 Run = Callable[[], object]
 
 
