@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from matplotlib.colors import to_hex
 
 from vitsparse.report import Level, Mark, draw_pareto, style
 
+to_hex = pytest.importorskip("matplotlib.colors", reason="figures are drawn with matplotlib").to_hex
 LEVEL = Level("dense", (0.48, 0.5, 0.52), {"eager": 0.5, "openvino": 1.0})
 
 
