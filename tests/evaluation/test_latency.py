@@ -49,13 +49,19 @@ def taking(clock, calls, name, milliseconds):
 def test_candidates_take_turns_and_the_first_one_changes(clock):
     calls = []
     functions = {name: taking(clock, calls, name, [1]) for name in "abc"}
-    latency.measure(functions, warmup=2, repeats=4, min_seconds=0)
+    latency.measure(functions, warmup=2, repeats=4, min_seconds=0, pause=0)
     assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
+
+
+def test_candidates_rest_on_a_cpu_before_each_call(clock):
+    calls = []
+    latency.measure({"a": taking(clock, calls, "a", [4])}, warmup=0, repeats=2, min_seconds=0)
+    assert calls == ["a"] * 2 * (1 + 3)  # calls of 4 ms fill 10
 
 
 def test_quantiles_are_of_the_calls_after_warm_up(clock):
     functions = {"a": taking(clock, [], "a", [500, *range(1, 12)]), "b": taking(clock, [], "b", [7])}
-    found = latency.measure(functions, warmup=1, repeats=11, min_seconds=0)
+    found = latency.measure(functions, warmup=1, repeats=11, min_seconds=0, pause=0)
     assert found == {"a": latency.Latency(3.0, 6.0, 9.0, 11), "b": latency.Latency(7.0, 7.0, 7.0, 11)}
 
 
@@ -76,7 +82,7 @@ def test_a_pause_is_filled_with_calls_where_they_are_shorter_and_does_not_count(
 
 def test_rounds_go_on_until_enough_time_has_passed(clock):
     functions = {"a": taking(clock, [], "a", [10]), "b": taking(clock, [], "b", [30])}
-    found = latency.measure(functions, warmup=0, repeats=3, min_seconds=0.1)
+    found = latency.measure(functions, warmup=0, repeats=3, min_seconds=0.1, pause=0)
     assert found["a"].n == found["b"].n == 5  # 0.2 s for both, 0.04 s a round
     assert latency.measure(functions, warmup=0, repeats=8, min_seconds=0.1)["a"].n == 8
 

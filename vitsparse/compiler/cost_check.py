@@ -42,7 +42,8 @@ def check_predictions(table: CostModel, circuits: int, *, batches: Sequence[int]
         for batch in batches:
             images = torch.randn(batch, sample.config.in_chans, sample.config.img_size, sample.config.img_size)
             with torch.inference_mode():
-                found = measure({"model": partial(model, images)}, repeats=10, min_seconds=min_seconds)["model"]
+                alone = {"model": partial(model, images)}
+                found = measure(alone, repeats=10, min_seconds=min_seconds, pause=0)["model"]
             yield {"circuit": str(sample), "batch": batch, "measured_us": 1e3 * found.p50,
                    "predicted_us": PlanCost(table, sample.config, batch=batch).latency(sample.circuit)}
 

@@ -40,10 +40,13 @@ class Latency:
 
 
 def measure(functions: Mapping[str, Callable[[], Any]], *, warmup: int = 5, repeats: int = 50, min_seconds: float = 0.5,
-            device: torch.device | str = "cpu") -> dict[str, Latency]:
-    """Quantiles of the duration of one call of each function, which on a CPU come to rest between calls; see
-    :func:`measure_rounds`."""
-    pause = PAUSE if torch.device(device).type == "cpu" else 0.0
+            pause: float | None = None, device: torch.device | str = "cpu") -> dict[str, Latency]:
+    """Quantiles of the duration of one call of each function; see :func:`measure_rounds`.
+
+    ``pause``: if not given, :data:`PAUSE` on a CPU, so that candidates come to rest between calls, and 0 elsewhere.
+    """
+    if pause is None:
+        pause = PAUSE if torch.device(device).type == "cpu" else 0.0
     rounds = measure_rounds(functions, warmup=warmup, repeats=repeats, min_seconds=min_seconds, pause=pause,
                             device=device)
     return {name: Latency.of(times) for name, times in rounds.items()}
