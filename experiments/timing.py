@@ -33,7 +33,7 @@ def latency(model: ViT | SparseViT, dense: ViT, batches: Batches, sizes: tuple[i
     """{"batches": {size: ...}, "loop": ...}: see the two functions below; on GPUs all candidates compute in float16.
 
     ``accuracy`` is that of the very model that is timed; ``seconds`` is how long each candidate is (0: a
-    rehearsal, two calls each).
+    rehearsal, two calls each, the first to warm up).
     """
     model, dense = model.eval(), dense.eval()
     if device_of(model).type == "cuda":
@@ -54,8 +54,9 @@ def _at(model: ViT | SparseViT, dense: ViT, images: Tensor, seconds: float) -> d
     notes: list[str] = []
     runs = {"dense": _under_all(dense, images, notes), "uncut": _compiled(_uncut(dense), images),
             "model": _compiled(model, images) if isinstance(model, SparseViT) else _under_all(model, images, [])}
+    often = {"warmup": 5, "repeats": 30} if seconds else {"warmup": 1, "repeats": 1}
     rounds = measure_rounds({f"{whose} {name}": run for whose, named in runs.items() for name, run in named.items()},
-                            repeats=30 if seconds else 2, min_seconds=seconds, device=images.device,
+                            **often, min_seconds=seconds, device=images.device,
                             pause=0.0 if images.device.type == "cuda" else PAUSE)
     times = {whose: {name: rounds[f"{whose} {name}"] for name in named} for whose, named in runs.items()}
     strongest, backend, own = (_fastest(times[whose]) for whose in ("dense", "model", "uncut"))
