@@ -6,10 +6,11 @@ killed anywhere repeats at most the cell it was in, and that cell goes on from i
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,12 @@ def load_result(path: Path) -> dict[str, Any]:
         raise InputError("this is no result of an experiment", where=path, expected=f"{FORMAT}, version {VERSION}",
                          found=str(found)[:80])
     return found
+
+
+def plain_values(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, value as JSON) of every plain value."""
+    if isinstance(values, Mapping) and values:
+        for name, value in values.items():
+            yield from plain_values(value, f"{path}.{name}" if path else name)
+    else:
+        yield path, json.dumps(values)

@@ -5,7 +5,6 @@ Every number is read from a result file, from the index or from the model's conf
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from vitsparse.evaluation.intervals import share_interval
 from vitsparse.model.config import ViTConfig
 from vitsparse.model.pretrained import Pretrained
 
+from .journal import plain_values
 from .judge import answers
 
 LICENCE = ("The weights are under the licence of the project (MIT, see `LICENSE`). They were trained on Tiny ImageNet, "
@@ -89,7 +89,7 @@ class Card:
                    f"{training['images_per_second']:,.0f} images a second. What decided the result:")
             yield ""
         yield from ("| setting | value |", "| --- | --- |")
-        yield from (f"| {name} | {value} |" for name, value in _flat(self.result["settings"]))
+        yield from (f"| {name} | {value} |" for name, value in plain_values(self.result["settings"]))
 
     def _accuracy(self) -> Iterator[str]:
         row, before = self.result["row"], self.result["before"]
@@ -151,15 +151,6 @@ def index_page(models: Mapping[str, Pretrained]) -> str:
         "Files are float16 safetensors. `vitsparse/model/pretrained.json` pins the sha256 and the size of every one;",
         "a file that differs is never parsed. So a copy of this folder may lie anywhere: name it in `weights=` or in",
         "`VITSPARSE_WEIGHTS`.", "", LICENCE]) + "\n"
-
-
-def _flat(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value as JSON) of every plain value."""
-    if isinstance(values, Mapping) and values:
-        for name, value in values.items():
-            yield from _flat(value, f"{path}.{name}" if path else name)
-    else:
-        yield path, json.dumps(values)
 
 
 def _spread(times: Mapping[str, float]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vitsparse.training.recipe import FREE_FIELDS
 
+from ..journal import plain_values
 from . import words
 from .findings import Finding, Findings, compared_with, origins
 
@@ -49,16 +49,7 @@ def recipes(findings: Findings) -> str:
     found = [findings[name] for name in RECIPES]
     if any(one.result is None for one in found):
         return f"What changed: {words.OPEN}."
-    theirs, ours = (dict(_flat(one.result["settings"])) for one in found)
+    theirs, ours = (dict(plain_values(one.result["settings"])) for one in found)
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name) and name not in MEANINGLESS]
     rows = [[f"`{name}`", theirs.get(name, words.NONE), ours.get(name, words.NONE)] for name in names]
     return words.table({"setting": "l", "the seed's recipe": "l", "ours": "l"}, rows)
-
-
-def _flat(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value as JSON) of every plain value."""
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            yield from _flat(value, f"{path}.{name}" if path else name)
-    else:
-        yield path, json.dumps(values)
