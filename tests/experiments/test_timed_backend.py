@@ -33,7 +33,7 @@ def rounds(monkeypatch):
     """What :func:`measure_rounds` was asked for; the times are invented."""
     asked = {}
     milliseconds = {"dense eager": [3, 3], "dense other": [2, 5], "model eager": [1, 2], "model other": [4, 4],
-                    "model cpu": [1, 1]}
+                    "model cpu": [1, 1], "uncut cpu": [2, 2]}
 
     def measure(functions, **settings):
         asked.update(settings, names=list(functions))
@@ -51,8 +51,9 @@ def test_dense_models_have_all_runtimes_and_threads_come_to_rest(tmp_path, round
     found = timing.latency(circuit_of(lab) if kind == "sparse" else lab.new_model(), lab.new_model(),
                            lab.batches("test"), (1,), 0.0)["batches"]["1"]
     assert rounds["pause"] == timing.PAUSE
-    assert rounds["names"] == ["dense eager", "dense other", *(
+    assert rounds["names"] == ["dense eager", "dense other", "uncut cpu", *(
         ["model cpu"] if kind == "sparse" else ["model eager", "model other"])]
     assert (found["strongest"], found["model"]["backend"]) == ("eager", "cpu" if kind == "sparse" else "eager")
     assert found["speedup"]["p50"] == (3.0 if kind == "sparse" else 2.25)
+    assert found["uncut"]["speedup"]["p50"] == (2.0 if kind == "sparse" else 1.5)
     assert set(found["dense"]) == {"eager", "other"}
