@@ -1,4 +1,5 @@
-"""The two sizes in which the experiments are run, as values: what decides a result is here and nowhere else."""
+"""The two sizes in which the experiments are run, as values: models, recipes and searches. Budgets and random seeds are
+those of the cells."""
 
 from __future__ import annotations
 

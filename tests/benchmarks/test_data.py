@@ -13,7 +13,7 @@ from benchmarks.data.candidates import AUGMENTATION, candidates
 from benchmarks.model.results import load
 from vitsparse.data import ImageSet
 
-pytest.importorskip("torchvision.transforms.v2")
+pytest.importorskip("torchvision.transforms.v2", reason="torchvision, which is compared with, is not installed")
 
 
 @pytest.fixture
